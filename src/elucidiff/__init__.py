@@ -1,0 +1,1 @@
+"""elucidiff: the design space of diffusion models as a library."""

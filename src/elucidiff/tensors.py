@@ -1,0 +1,39 @@
+"""Small tensor helpers that every floor shares."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+def as_float64(value: Tensor | float) -> Tensor:
+    """A number, list or integer tensor as a float64 tensor; a floating tensor unchanged."""
+    if isinstance(value, Tensor) and value.is_floating_point():
+        return value
+    return torch.as_tensor(value, dtype=torch.float64)
+
+
+def accepts_numbers(method: Callable[[Any, Tensor], Any]) -> Callable[[Any, Tensor | float], Any]:
+    """Let a formula written for tensors take plain numbers too (they become float64 tensors)."""
+
+    @functools.wraps(method)
+    def wrapped(self: Any, value: Tensor | float) -> Any:
+        return method(self, as_float64(value))
+
+    return wrapped
+
+
+def like(value: Tensor | float, x: Tensor) -> Tensor | float:
+    """A per-sample value (B,) shaped to multiply x (B, *); a number or a 0-dim tensor as it is, on any device."""
+    if not isinstance(value, Tensor) or value.ndim == 0:
+        return value
+    return value.to(x.device).reshape(-1, *[1] * (x.ndim - 1))
+
+
+def widest_dtype(device: torch.device | str) -> torch.dtype:
+    """float64, or float32 where the device has no float64 (mps)."""
+    return torch.float32 if torch.device(device).type == "mps" else torch.float64
