@@ -1,1 +1,92 @@
-"""elucidiff: the design space of diffusion models as a library."""
+"""elucidiff: the design space of diffusion models (EDM, Karras et al. 2022) as a library.
+
+    import elucidiff as ed
+
+    denoiser = ed.load("runs/digits")
+    result = ed.sample(denoiser, ed.EDM, seeds=range(16))
+
+Names are imported where they are first used, so that `import elucidiff` costs next to nothing.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+from ._version import __version__
+
+if TYPE_CHECKING:
+    from . import data, denoiser, design, formulation, metrics, networks, objective, preconditioning, sampler, seeds
+    from . import errors, solvers, timesteps, training
+    from .denoiser import (
+        Denoiser,
+        EmpiricalDenoiser,
+        FixedBatch,
+        GaussianDenoiser,
+        GaussianMixtureDenoiser,
+        Preconditioned,
+    )
+    from .design import EDM, IDDPM, VE, VP, Design, citation, compare_designs
+    from .models import load, save
+    from .objective import Objective, loss
+    from .sampler import Result, Sampler, Trajectory, sample, sample_states
+    from .training import TrainConfig, train
+
+_HOMES = {
+    "denoiser": (
+        "Denoiser", "EmpiricalDenoiser", "FixedBatch", "GaussianDenoiser", "GaussianMixtureDenoiser", "Preconditioned",
+    ),
+    "design": ("EDM", "IDDPM", "VE", "VP", "Design", "citation", "compare_designs"),
+    "models": ("load", "save"),
+    "objective": ("Objective", "loss"),
+    "sampler": ("Result", "Sampler", "Trajectory", "sample", "sample_states"),
+    "training": ("TrainConfig", "train"),
+}  # fmt: skip
+_MODULES = (
+    "data", "denoiser", "design", "errors", "formulation", "metrics", "models", "networks", "objective", "preconditioning",
+    "sampler", "seeds", "solvers", "timesteps", "training",
+)  # fmt: skip
+_HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
+
+__all__ = [
+    "EDM",
+    "IDDPM",
+    "VE",
+    "VP",
+    "Denoiser",
+    "Design",
+    "EmpiricalDenoiser",
+    "FixedBatch",
+    "GaussianDenoiser",
+    "GaussianMixtureDenoiser",
+    "Objective",
+    "Preconditioned",
+    "Result",
+    "Sampler",
+    "TrainConfig",
+    "Trajectory",
+    "__version__",
+    "citation",
+    "compare_designs",
+    "load",
+    "loss",
+    "sample",
+    "sample_states",
+    "save",
+    "train",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name in _HOME_OF:
+        value = getattr(importlib.import_module(f".{_HOME_OF[name]}", __name__), name)
+    elif name in _MODULES:
+        value = importlib.import_module(f".{name}", __name__)
+    else:
+        raise AttributeError(f"module 'elucidiff' has no attribute {name!r}")
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*__all__, *_MODULES})

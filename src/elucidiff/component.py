@@ -134,7 +134,9 @@ class Component(Value):
     def from_dict(cls, data: Mapping[str, Any]) -> Self:
         """The component of the given kind, e.g. {"kind": "churn", "S_churn": 40, "S_max": "inf"}."""
         if not isinstance(data, Mapping) or "kind" not in data:
-            raise TypeError(f'{cls.role}: got {data!r}; expected an object with "kind", one of {", ".join(cls.kinds())}')
+            raise TypeError(
+                f'{cls.role}: got {data!r}; expected an object with "kind", one of {", ".join(cls.kinds())}'
+            )
         parameters = dict(data)
         chosen = cls.of_kind(parameters.pop("kind"))
         return super(Component, chosen).from_dict(parameters)

@@ -83,9 +83,7 @@ def check_manifest(folder: Path) -> None:
             raise FormatError(f"{folder}: {name} is missing")
         if sha256(file) != digest:
             raise FormatError(f"{file}: its content is not what was written (SHA-256 differs)")
-    extra = sorted(
-        p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file() and p.name != MANIFEST
-    )
+    extra = sorted(p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file() and p.name != MANIFEST)
     for name in set(extra) - {name for name, _ in items}:
         raise FormatError(f"{folder}: {name} is not in {MANIFEST}")
 

@@ -1,0 +1,89 @@
+"""BibTeX of the papers that the elements come from."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+
+def _entry(kind: str, key: str, title: str, author: str, year: int, **rest: str) -> str:
+    values = {"title": title, "author": author, **rest, "year": str(year)}
+    lines = ",\n".join(f"  {name:<9} = {{{value}}}" for name, value in values.items())
+    return f"@{kind}{{{key},\n{lines}\n}}"
+
+
+BIBTEX = {
+    "edm": _entry(
+        "inproceedings", "karras2022edm",
+        "Elucidating the Design Space of Diffusion-Based Generative Models",
+        "Tero Karras and Miika Aittala and Timo Aila and Samuli Laine", 2022,
+        booktitle="Advances in Neural Information Processing Systems (NeurIPS)",
+    ),
+    "sde": _entry(
+        "inproceedings", "song2021sde",
+        "Score-Based Generative Modeling through Stochastic Differential Equations",
+        "Yang Song and Jascha Sohl-Dickstein and Diederik P. Kingma and Abhishek Kumar and Stefano Ermon and Ben Poole",
+        2021, booktitle="International Conference on Learning Representations (ICLR)",
+    ),
+    "ddpm": _entry(
+        "inproceedings", "ho2020ddpm", "Denoising Diffusion Probabilistic Models",
+        "Jonathan Ho and Ajay Jain and Pieter Abbeel", 2020,
+        booktitle="Advances in Neural Information Processing Systems (NeurIPS)",
+    ),
+    "ddim": _entry(
+        "inproceedings", "song2021ddim", "Denoising Diffusion Implicit Models",
+        "Jiaming Song and Chenlin Meng and Stefano Ermon", 2021,
+        booktitle="International Conference on Learning Representations (ICLR)",
+    ),
+    "iddpm": _entry(
+        "inproceedings", "nichol2021iddpm", "Improved Denoising Diffusion Probabilistic Models",
+        "Alexander Quinn Nichol and Prafulla Dhariwal", 2021,
+        booktitle="International Conference on Machine Learning (ICML)",
+    ),
+    "flow": _entry(
+        "inproceedings", "lipman2023flow", "Flow Matching for Generative Modeling",
+        "Yaron Lipman and Ricky T. Q. Chen and Heli Ben-Hamu and Maximilian Nickel and Matt Le", 2023,
+        booktitle="International Conference on Learning Representations (ICLR)",
+    ),
+    "dpmsolver": _entry(
+        "inproceedings", "lu2022dpmsolver",
+        "DPM-Solver: A Fast ODE Solver for Diffusion Probabilistic Model Sampling in Around 10 Steps",
+        "Cheng Lu and Yuhao Zhou and Fan Bao and Jianfei Chen and Chongxuan Li and Jun Zhu", 2022,
+        booktitle="Advances in Neural Information Processing Systems (NeurIPS)",
+    ),
+    "dpmpp": _entry(
+        "article", "lu2022dpmpp",
+        "DPM-Solver++: Fast Solver for Guided Sampling of Diffusion Probabilistic Models",
+        "Cheng Lu and Yuhao Zhou and Fan Bao and Jianfei Chen and Chongxuan Li and Jun Zhu", 2022,
+        journal="arXiv preprint arXiv:2211.01095",
+    ),
+    "v": _entry(
+        "inproceedings", "salimans2022progressive", "Progressive Distillation for Fast Sampling of Diffusion Models",
+        "Tim Salimans and Jonathan Ho", 2022,
+        booktitle="International Conference on Learning Representations (ICLR)",
+    ),
+    "minsnr": _entry(
+        "inproceedings", "hang2023minsnr", "Efficient Diffusion Training via Min-SNR Weighting Strategy",
+        "Tiankai Hang and Shuyang Gu and Chen Li and Jianmin Bao and Dong Chen and Han Hu and Xin Geng and Baining Guo",
+        2023, booktitle="IEEE/CVF International Conference on Computer Vision (ICCV)",
+    ),
+    "sd3": _entry(
+        "inproceedings", "esser2024sd3", "Scaling Rectified Flow Transformers for High-Resolution Image Synthesis",
+        "Patrick Esser and Sumith Kulal and Andreas Blattmann and Rahim Entezari and Jonas M{\\\"u}ller and others",
+        2024, booktitle="International Conference on Machine Learning (ICML)",
+    ),
+    "ralston": _entry(
+        "article", "ralston1962", "Runge-Kutta Methods with Minimum Error Bounds", "Anthony Ralston", 1962,
+        journal="Mathematics of Computation", volume="16",
+    ),
+    "kutta": _entry(
+        "article", "kutta1901",
+        "Beitrag zur n{\\\"a}herungsweisen Integration totaler Differentialgleichungen", "Wilhelm Kutta", 1901,
+        journal="Zeitschrift f{\\\"u}r Mathematik und Physik", volume="46",
+    ),
+}  # fmt: skip
+
+
+def bibtex(keys: Iterable[str]) -> str:
+    """The entries of the given keys, each once, in the order of this file."""
+    wanted = set(keys)
+    return "\n\n".join(entry for key, entry in BIBTEX.items() if key in wanted)

@@ -1,0 +1,216 @@
+"""Collections of image files: a folder, or a ZIP as the published tools write it, read member by member."""
+
+from __future__ import annotations
+
+import re
+import stat
+import warnings
+import zipfile
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path, PurePosixPath
+from typing import Protocol
+
+import numpy as np
+
+from ..errors import FormatError
+from .arrays import check_memory
+from .dataset import Dataset
+from .images import OTHER_IMAGES, SUFFIXES, decode
+from .labels import check_class_names, labels_in_order, parse_dataset_json
+
+Progress = Callable[[int, int], None]
+
+MAX_MEMBER = 256 * 2**20  # bytes: an uncompressed colour image at the cap on pixels has 192 MiB
+MAX_RATIO = 200  # of a member over 1 MiB; images are compressed already, JSON shrinks 20-fold
+SHARD = re.compile(r"\d{5}")  # 00000/img00000000.png: how the published tools number folders; not a class
+REPORT_EVERY = 64
+
+
+class Files(Protocol):
+    """Named files of a collection; names are relative with forward slashes."""
+
+    path: Path
+    names: list[str]
+
+    def read(self, name: str) -> bytes:
+        """The content of one file."""
+
+
+class Folder:
+    """The files under a folder, at any depth; hidden ones do not count."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        files = (p.relative_to(path) for p in path.rglob("*") if p.is_file())
+        self.names = sorted(p.as_posix() for p in files if not any(part.startswith(".") for part in p.parts))
+
+    def read(self, name: str) -> bytes:
+        """The content of one file, refused when it is larger than any image."""
+        file = self.path / name
+        if file.stat().st_size > MAX_MEMBER:
+            raise FormatError(f"{file}: {file.stat().st_size:,} bytes; at most {MAX_MEMBER:,} are read")
+        return file.read_bytes()
+
+
+class Archive:
+    """The members of an open ZIP, checked by the central directory before anything is decompressed."""
+
+    def __init__(self, path: Path, archive: zipfile.ZipFile) -> None:
+        self.path = path
+        self._archive = archive
+        self._members = self._checked(archive.infolist())
+        self.names = sorted(name for name in self._members if not name.startswith(("__MACOSX/", ".")))
+
+    def _checked(self, infos: Sequence[zipfile.ZipInfo]) -> dict[str, zipfile.ZipInfo]:
+        members: dict[str, zipfile.ZipInfo] = {}
+        for info in infos:
+            fault = "occurs twice" if info.filename in members else _fault(info)
+            if fault:
+                raise FormatError(f"{self.path}: {info.filename!r} {fault}")
+            if not info.is_dir():
+                members[info.filename] = info
+        # Members that share their bytes are how a small archive becomes a huge one.
+        if sum(info.compress_size for info in infos) > self.path.stat().st_size:
+            raise FormatError(f"{self.path}: members overlap")
+        return members
+
+    def read(self, name: str) -> bytes:
+        """The content of one member; its CRC is checked."""
+        try:
+            return self._archive.read(self._members[name])
+        except Exception as error:  # zipfile and zlib raise half a dozen types on damaged members
+            raise FormatError(f"{self.path}: {name!r} is damaged ({error})") from error
+
+
+def _fault(info: zipfile.ZipInfo) -> str:
+    name = info.filename
+    if ".." in PurePosixPath(name).parts or name.startswith("/") or "\\" in name or ":" in name.split("/")[0]:
+        return "leads outside the archive"
+    if stat.S_ISLNK(info.external_attr >> 16):
+        return "is a link"
+    if info.flag_bits & 1:
+        return "is encrypted"
+    if info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+        return "has a compression other than store and deflate"
+    if info.file_size > MAX_MEMBER:
+        return f"has {info.file_size:,} bytes; at most {MAX_MEMBER:,} are read"
+    if info.file_size > max(2**20, MAX_RATIO * info.compress_size):
+        return f"expands more than {MAX_RATIO}-fold"
+    return ""
+
+
+def read_folder(path: Path, progress: Progress | None = None) -> Dataset:
+    """The data set of a folder of PNG, JPEG or WebP images (see `read_images`)."""
+    return read_images(Folder(path), progress)
+
+
+def read_zip(path: Path, progress: Progress | None = None) -> Dataset:
+    """The data set of a ZIP of images (see `read_images`)."""
+    try:
+        archive = zipfile.ZipFile(path)
+    except PermissionError:
+        raise
+    except Exception as error:  # BadZipFile, OSError (a seek before the start), NotImplementedError, struct.error...
+        raise FormatError(f"{path}: not a ZIP file, or a damaged one ({error})") from error
+    with archive:
+        return read_images(Archive(path, archive), progress)
+
+
+def read_images(files: Files, progress: Progress | None = None) -> Dataset:
+    """All images in order of their names, with labels from dataset.json or from the sub-folders.
+
+    A folder that holds everything is not counted. Without a dataset.json the first-level sub-folders
+    are the classes, if every image is in one and they are not numbered shards (00000, 00001, ...).
+    All images need one size; where grey and colour mix, grey becomes RGB.
+    """
+    names = _image_names(files)
+    root = _common_root(names)
+    inner = [name.removeprefix(root) for name in names]
+    labels, classes = _labels(files, root, inner)
+    values = _decode_all(files, names, progress)
+    return Dataset(values, labels, classes, files.path.stem, str(files.path))
+
+
+def _image_names(files: Files) -> list[str]:
+    for name in files.names:
+        if name.lower().endswith(OTHER_IMAGES):
+            raise FormatError(f"{files.path}: {name}: only PNG, JPEG and WebP are read; convert it or move it away")
+    names = [name for name in files.names if name.lower().endswith(SUFFIXES)]
+    if not names:
+        raise FormatError(f"{files.path}: no PNG, JPEG or WebP images in it")
+    return names
+
+
+def _common_root(names: Sequence[str]) -> str:
+    """The folders that all names begin with, e.g. "cats/" of cats/1.png and cats/2.png."""
+    parents = [PurePosixPath(name).parts[:-1] for name in names]
+    first, last = min(parents), max(parents)  # in sorted order, what these two share is shared by all
+    shared = 0
+    while shared < min(len(first), len(last)) and first[shared] == last[shared]:
+        shared += 1
+    return "".join(f"{part}/" for part in first[:shared])
+
+
+def _labels(files: Files, root: str, inner: list[str]) -> tuple[np.ndarray | None, tuple[str, ...] | None]:
+    for folder in dict.fromkeys(("", *_ancestors(root))):
+        if f"{folder}dataset.json" in files.names:
+            return _labels_of_table(files, folder, [root.removeprefix(folder) + name for name in inner])
+    folders = [name.split("/")[0] for name in inner if "/" in name]
+    if len(folders) < len(inner) or all(SHARD.fullmatch(folder) for folder in folders):
+        return None, None
+    classes = sorted(set(folders))
+    index = {name: k for k, name in enumerate(classes)}
+    return np.array([index[folder] for folder in folders], dtype=np.int64), tuple(classes)
+
+
+def _ancestors(root: str) -> Iterator[str]:
+    parts = root.split("/")[:-1]
+    return ("".join(f"{part}/" for part in parts[: k + 1]) for k in range(len(parts)))
+
+
+def _labels_of_table(files: Files, folder: str, names: list[str]) -> tuple[np.ndarray | None, tuple[str, ...] | None]:
+    where = f"{files.path}: {folder}dataset.json"
+    by_name, classes = parse_dataset_json(files.read(f"{folder}dataset.json"), where)
+    labels = None if by_name is None else labels_in_order(by_name, names, where)
+    check_class_names(labels, classes, where)
+    return labels, classes
+
+
+def _decode_all(files: Files, names: list[str], progress: Progress | None) -> np.ndarray:
+    values = np.empty((0, 0, 0, 0), np.uint8)
+    with _strict_pillow():
+        for i, name in enumerate(names):
+            pixels = decode(files.read(name), f"{files.path}: {name}")
+            if i == 0:
+                check_memory(len(names) * pixels.size, str(files.path))
+                values = np.empty((len(names), *pixels.shape), np.uint8)
+            if pixels.shape != values.shape[1:]:
+                values, pixels = _reconciled(values, pixels, names, i, files.path)
+            values[i] = pixels
+            if progress is not None and (i % REPORT_EVERY == REPORT_EVERY - 1 or i == len(names) - 1):
+                progress(i + 1, len(names))
+    return values
+
+
+def _reconciled(
+    values: np.ndarray, pixels: np.ndarray, names: list[str], i: int, path: Path
+) -> tuple[np.ndarray, np.ndarray]:
+    """Grey among colour becomes RGB, exactly; another size is refused."""
+    (_, _, height, width), (_, h, w) = values.shape, pixels.shape
+    if (h, w) != (height, width):
+        raise FormatError(
+            f"{path}: mixed sizes: {names[0]} is {width}x{height}, {names[i]} is {w}x{h}; resize or crop them to one"
+        )
+    return (values if values.shape[1] == 3 else values.repeat(3, axis=1)), np.broadcast_to(pixels, (3, h, w))
+
+
+@contextmanager
+def _strict_pillow() -> Iterator[None]:
+    """Pillow's warning about too many pixels becomes an error, its remarks on odd metadata are silent."""
+    from PIL import Image
+
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", category=UserWarning, module="PIL")
+        warnings.simplefilter("error", Image.DecompressionBombWarning)
+        yield

@@ -1,0 +1,180 @@
+"""A data set in memory: samples as arrays, labels, and the numbers a training design follows from."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import warnings
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..component import require
+from ..seeds import Stream, keyed
+from .images import from_uint8
+
+CHUNK = 1 << 20  # elements converted to float64 at a time when measuring
+
+
+class SigmaDataWarning(UserWarning):
+    """The configured sigma_data is far from the standard deviation of the data."""
+
+
+@dataclass(frozen=True, eq=False)
+class Dataset:
+    """N samples and perhaps their labels.
+
+    values: uint8 (N, C, H, W) for images (pixel levels), float32 (N, *) for anything else.
+    labels: None, class indices int64 (N,), or vectors float32 (N, K).
+    label_dim: number of classes, or K; 0 without labels. Left out, it follows from the class names
+    or from the largest label; a subset keeps that of the whole.
+
+    Raises ValueError when the arrays do not fit together.
+    """
+
+    values: np.ndarray
+    labels: np.ndarray | None = None
+    classes: tuple[str, ...] | None = None
+    name: str = "data"
+    source: str = ""
+    label_dim: int = 0
+
+    def __post_init__(self) -> None:
+        v = self.values
+        image = v.dtype == np.uint8 and v.ndim == 4
+        require(
+            image or (v.dtype == np.float32 and v.ndim >= 2),
+            f"values: got {v.dtype} {v.shape}; expected uint8 (N, C, H, W) or float32 (N, *)",
+        )
+        require(v.size > 0, f"values: got shape {v.shape}, which holds nothing")
+        if self.labels is not None:
+            self._check_labels(self.labels)
+            object.__setattr__(self, "label_dim", self.label_dim or _label_dim(self.labels, self.classes))
+
+    def _check_labels(self, labels: np.ndarray) -> None:
+        indices = labels.dtype == np.int64 and labels.ndim == 1
+        require(
+            indices or (labels.dtype == np.float32 and labels.ndim == 2),
+            f"labels: got {labels.dtype} {labels.shape}; expected int64 (N,) or float32 (N, K)",
+        )
+        require(len(labels) == len(self), f"labels: got {len(labels)} for {len(self)} samples")
+        if indices:
+            limit = self.label_dim or _label_dim(labels, self.classes)
+            require(
+                labels.min() >= 0 and labels.max() < limit,
+                f"labels: got {labels.min()} to {labels.max()}; expected 0 to {limit - 1}",
+            )
+
+    def __len__(self) -> int:
+        return len(self.values)
+
+    @property
+    def is_image(self) -> bool:
+        """Whether the samples are images of 256 levels (uint8)."""
+        return self.values.dtype == np.uint8
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """The shape of one sample as a tensor: (C, H, W) for images."""
+        return tuple(self.values.shape[1:])
+
+    def batch(self, indices: Sequence[int] | np.ndarray | Tensor) -> tuple[Tensor, Tensor | None]:
+        """Samples (B, *) float32, images as x / 127.5 - 1, and their labels (B, label_dim), one-hot or soft."""
+        chosen = np.asarray(indices)
+        y = torch.from_numpy(self.values[chosen])
+        return from_uint8(y) if self.is_image else y, self._label_rows(chosen)
+
+    def _label_rows(self, chosen: np.ndarray) -> Tensor | None:
+        if self.labels is None:
+            return None
+        rows = torch.from_numpy(self.labels[chosen])
+        if rows.ndim == 2:
+            return rows
+        return torch.nn.functional.one_hot(rows, self.label_dim).to(torch.float32)
+
+    def tensor(self, dtype: torch.dtype = torch.float32) -> Tensor:
+        """All samples (N, *) in the range the network sees (images in [-1, 1])."""
+        y = torch.from_numpy(self.values.copy())  # a tensor must not share memory with a frozen value
+        return from_uint8(y, dtype) if self.is_image else y.to(dtype)
+
+    def mean(self) -> float:
+        """The mean over all elements, in the range the network sees."""
+        return self._moments()[0]
+
+    def sigma_data(self) -> float:
+        """The standard deviation over all elements, in the range the network sees: EDM's sigma_data."""
+        return self._moments()[1]
+
+    def _moments(self) -> tuple[float, float]:
+        mean, std = _mean_and_std(self.values)
+        return (mean / 127.5 - 1, std / 127.5) if self.is_image else (mean, std)
+
+    def fingerprint(self) -> str:
+        """SHA-256, in hexadecimal, of shapes, dtypes, values and labels; names do not enter."""
+        digest = hashlib.sha256()
+        for array in (self.values, self.labels):
+            header = None if array is None else [array.dtype.name, list(array.shape)]
+            digest.update(json.dumps(header).encode())
+            if array is not None:
+                stored = np.ascontiguousarray(array, dtype=array.dtype.newbyteorder("<"))
+                digest.update(stored.reshape(-1).view(np.uint8).data)
+        return digest.hexdigest()
+
+    def subset(self, indices: Sequence[int] | np.ndarray | Tensor) -> Dataset:
+        """The samples at these indices, in this order; classes and label_dim stay those of the whole."""
+        chosen = np.asarray(indices)
+        labels = None if self.labels is None else self.labels[chosen]
+        return replace(self, values=self.values[chosen], labels=labels)
+
+    def split(self, heldout: float, seed: int = 0) -> tuple[Dataset, Dataset]:
+        """(train, held out): a pure function of (N, heldout, seed); both keep the order of the whole.
+
+        heldout is the fraction that is held out, between 0 and 1; N heldout is rounded (half to even).
+        """
+        require(0 < heldout < 1, f"heldout: got {heldout!r}; expected a fraction between 0 and 1, such as 0.1")
+        count = round(len(self) * heldout)
+        require(
+            0 < count < len(self),
+            f"heldout: {heldout!r} of {len(self)} samples leaves {count} held out and {len(self) - count} to train on",
+        )
+        order = keyed(seed, Stream.SPLIT).permutation(len(self))
+        return self.subset(np.sort(order[count:])), self.subset(np.sort(order[:count]))
+
+
+def check_sigma_data(configured: float, measured: float) -> None:
+    """Warn (SigmaDataWarning) when the configured sigma_data is more than 10 % off the measured one."""
+    if abs(configured - measured) > 0.1 * measured:
+        warnings.warn(
+            f"sigma_data is set to {configured:.4g}, but the data's standard deviation is {measured:.4g}: "
+            f"the preconditioning assumes they agree. Set sigma_data={measured:.4g} or rescale the data.",
+            SigmaDataWarning,
+            stacklevel=2,
+        )
+
+
+def _label_dim(labels: np.ndarray, classes: tuple[str, ...] | None) -> int:
+    if labels.ndim == 2:
+        return int(labels.shape[1])
+    return len(classes) if classes is not None else int(labels.max()) + 1
+
+
+def _chunks(values: np.ndarray) -> Iterator[np.ndarray[Any, np.dtype[np.float64]]]:
+    rows = max(1, CHUNK // max(1, values[0].size))
+    for start in range(0, len(values), rows):
+        yield values[start : start + rows].astype(np.float64)
+
+
+def _mean_and_std(values: np.ndarray) -> tuple[float, float]:
+    """Mean and standard deviation over all elements, one chunk in float64 at a time (Chan et al. 1979)."""
+    count, mean, squares = 0, 0.0, 0.0
+    for chunk in _chunks(values):
+        chunk_mean = float(chunk.mean())
+        delta, total = chunk_mean - mean, count + chunk.size
+        squares += float(np.square(chunk - chunk_mean).sum()) + delta**2 * count * chunk.size / total
+        mean += delta * chunk.size / total
+        count = total
+    return mean, float(np.sqrt(squares / count))

@@ -1,0 +1,127 @@
+"""What a step may see of a sampling run, and the one loop that all solvers share."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from ..denoiser import Denoiser
+from ..formulation import Scaling, Schedule
+from ..seeds import Seeds
+from .clock import Clock
+
+if TYPE_CHECKING:
+    from .solver import Solver, Stochasticity
+
+
+@dataclass(frozen=True)
+class Past:
+    """One earlier step, as multistep solvers remember it: D at (t, x)."""
+
+    t: float
+    x: Tensor
+    denoised: Tensor
+
+
+@dataclass(frozen=True)
+class State:
+    """The run after step i (counted from 0): x (B, *) at time t and noise level sigma.
+
+    `denoised` is D at the step's beginning, at noise level `sigma_hat` (after the churn, if any);
+    `nfe` counts the network evaluations so far.
+    """
+
+    i: int
+    steps: int
+    t: float
+    sigma: float
+    x: Tensor
+    sigma_hat: float
+    denoised: Tensor
+    nfe: int
+
+
+class Run:
+    """One sampling run: the ODE of Eq. 4, fresh noise, the past. It alone calls the denoiser.
+
+    Times and levels are plain numbers; states are tensors (B, *) of one dtype on one device.
+    """
+
+    def __init__(
+        self,
+        denoiser: Denoiser,
+        schedule: Schedule,
+        scaling: Scaling,
+        noise: Seeds | None,
+        conditions: dict[str, Any],
+        memory: int,
+    ) -> None:
+        self.denoiser, self.conditions, self.noise = denoiser, conditions, noise
+        self.clock = Clock(schedule, scaling)
+        self.past: deque[Past] = deque(maxlen=memory)
+        self.steps = 0
+        self.nfe = 0
+        self._first: Tensor | None = None  # D of the step's first evaluation
+
+    def sigma(self, t: float) -> float:
+        """The noise level at time t."""
+        return self.clock.at(t).sigma
+
+    def scale(self, t: float) -> float:
+        """The scaling s at time t."""
+        return self.clock.at(t).s
+
+    def time(self, sigma: float) -> float:
+        """The time of a noise level."""
+        return self.clock.time(sigma)
+
+    def round(self, sigma: float) -> float:
+        """The nearest noise level at which the denoiser was trained."""
+        return float(self.denoiser.round_sigma(torch.tensor(sigma, dtype=torch.float64)))
+
+    def denoise(self, x: Tensor, t: float) -> Tensor:
+        """D(x / s(t); sigma(t)), in the dtype of x. Counts one network evaluation."""
+        moment = self.clock.at(t)
+        D = self.denoiser(x if moment.s == 1 else x / moment.s, moment.level, **self.conditions).to(x.dtype)
+        self.nfe += 1
+        if self._first is None:
+            self._first = D
+        return D
+
+    def velocity(self, x: Tensor, t: float) -> Tensor:
+        """dx/dt = (s'/s + sigma'/sigma) x - (s sigma'/sigma) D(x/s; sigma), Eq. 4. Undefined at sigma = 0."""
+        moment = self.clock.at(t)
+        if moment.sigma == 0:
+            raise ValueError("velocity at sigma = 0 is undefined: a step to 0 ends with Euler (EDM paper, Algorithm 1)")
+        return torch.sub(moment.x_weight * x, self.denoise(x, t), alpha=moment.D_weight)
+
+    def renoise(self, x: Tensor, t: float, t_up: float, S_noise: float = 1.0) -> Tensor:
+        """x raised from time t to the noisier t_up by fresh noise of standard deviation s_up S_noise sqrt(sigma_up^2 - sigma^2)."""
+        a, b = self.clock.at(t), self.clock.at(t_up)
+        std = max(b.sigma**2 - a.sigma**2, 0.0) ** 0.5
+        return torch.add((b.s / a.s) * x, self.fresh_noise(x), alpha=std * b.s * S_noise)
+
+    def fresh_noise(self, x: Tensor) -> Tensor:
+        """The next standard normal draw of every sample, like x."""
+        if self.noise is None:
+            raise ValueError("this sampler draws noise: give seeds=, one for each latent")
+        return self.noise.normal(x.shape[1:], x.dtype, x.device)
+
+    def states(self, x: Tensor, sigmas: Tensor, solver: Solver, stochasticity: Stochasticity) -> Iterator[State]:
+        """The loop, once: from x at sigmas[0] down to 0, one State a step."""
+        times = self.clock.grid(sigmas)
+        self.steps = len(times) - 1
+        for i, (t, t_next) in enumerate(pairwise(times)):
+            self._first = None
+            x_hat, t_hat = stochasticity.lift(self, x, t)  # e.g. Algorithm 2, lines 4-6
+            x = solver.step(self, x_hat, t_hat, stochasticity.aim(self, t_hat, t_next))
+            x = stochasticity.drop(self, x, t_hat, t_next)  # e.g. ancestral
+            denoised = self._first if self._first is not None else x_hat
+            self.past.append(Past(t_hat, x_hat, denoised))
+            yield State(i, self.steps, t_next, self.sigma(t_next), x, self.sigma(t_hat), denoised, self.nfe)
