@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from .networks import Network
 from .preconditioning import Preconditioning
 from .tensors import as_float64, like
 
@@ -74,15 +75,19 @@ class FunctionDenoiser(Denoiser):
 class Preconditioned(Denoiser):
     """A network and its preconditioning: D = c_skip x + c_out F(c_in x; c_noise), Eq. 7.
 
-    `network(x, c_noise, labels=None, ...) -> F` runs in its own dtype. Coefficients are computed in
-    float64; D is float32 or wider. `labels` are class indices (B,) or vectors (B, label_dim).
+    `network` is a module called as network(x, c_noise, labels=None, ...) -> F, or a configuration
+    (ed.networks.DDPMPP(...)) from which one is built: only the latter can be saved. It runs in its own
+    dtype; coefficients are computed in float64; D is float32 or wider. `labels` are class indices (B,)
+    or vectors (B, label_dim).
     """
 
     def __init__(
-        self, network: nn.Module, preconditioning: Preconditioning, *, shape: Sequence[int], label_dim: int = 0
+        self, network: nn.Module | Network, preconditioning: Preconditioning, *, shape: Sequence[int], label_dim: int = 0
     ) -> None:
         super().__init__()
-        self.network = network
+        self.network_config = network if isinstance(network, Network) else None
+        self.network = network.build(tuple(shape), label_dim) if isinstance(network, Network) else network
+        self.info: dict[str, Any] = {}  # what model.json says about training and data
         self.preconditioning = preconditioning
         self.shape = tuple(shape)
         self.label_dim = label_dim

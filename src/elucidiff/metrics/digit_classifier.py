@@ -18,12 +18,12 @@ RECORD = Path(__file__).with_name("digits.json")
 
 
 class DigitClassifier(nn.Module):
-    """Images (B, 1, 8, 8) in [-1, 1] -> 48 features -> 10 logits; trained by scripts/train_digit_classifier.py.
+    """Images (B, 1, 8, 8) in [-1, 1] -> 40 features -> 10 logits; trained by scripts/train_digit_classifier.py.
 
     Four 3x3 convolutions, at 8x8 and, after pooling, at 4x4; the features are a linear map of the last grid.
     """
 
-    def __init__(self, width: int = 24, features: int = 48, dropout: float = 0.0) -> None:
+    def __init__(self, width: int = 24, features: int = 40, dropout: float = 0.0) -> None:
         super().__init__()
         self.trunk = nn.Sequential(
             *_block(1, width),
@@ -38,7 +38,7 @@ class DigitClassifier(nn.Module):
         self.head = nn.Sequential(nn.Dropout(dropout), nn.Linear(features, 10))
 
     def features(self, images: Tensor) -> Tensor:
-        """The layer before the logits (B, 48)."""
+        """The layer before the logits (B, 40)."""
         return self.project(self.trunk(images))
 
     def forward(self, images: Tensor) -> Tensor:

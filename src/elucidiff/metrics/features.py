@@ -55,7 +55,7 @@ def _batched(function: Callable[[Tensor], Tensor], samples: Tensor) -> Iterator[
 
 
 class DigitFeatures(Features, kind="digits"):
-    """The layer before the logits of the shipped digit classifier (48 features), for grey 8x8 images.
+    """The layer before the logits of the shipped digit classifier (40 features), for grey 8x8 images.
 
     The classifier was trained on the held-out half of the embedded digits, the one that
     `data.load("digits").split(0.5)` gives; metrics/digits.json holds its accuracy on the other half.
@@ -66,7 +66,7 @@ class DigitFeatures(Features, kind="digits"):
         require(shape == DIGIT_SHAPE, f"features 'digits' read {DIGIT_SHAPE} images, got {shape}; use 'pyramid'")
 
     def extract(self, batch: Tensor) -> Tensor:
-        """The 48 features of one batch."""
+        """The 40 features of one batch."""
         return shipped_classifier(str(batch.device), batch.dtype).features(batch)
 
     def logits(self, images: Tensor) -> Tensor:

@@ -1,0 +1,119 @@
+"""Models as files: a folder of safetensors and JSON with a checksum of each, and everything `MODEL` may name."""
+
+from __future__ import annotations
+
+import json
+import platform
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+
+from . import data
+from ._version import __version__
+from .denoiser import Denoiser, EmpiricalDenoiser, Preconditioned
+from .design import Design
+from .errors import FormatError
+from .files import check_manifest, folder_written_atomically
+from .networks import Network
+from .preconditioning import Preconditioning
+from .progress import Report, silent
+
+FORMAT = 1
+WEIGHTS, DESCRIPTION = "model.safetensors", "model.json"
+
+
+def save(
+    denoiser: Preconditioned, folder: str | Path, *, design: Design | None = None, info: dict[str, Any] | None = None
+) -> Path:
+    """Write a model directory: model.safetensors, model.json, manifest.json, all or nothing.
+
+    `design` is the design it was trained with (its own when loaded from a file); `info` is JSON data
+    about training and data. Raises FileExistsError when the folder has something in it, TypeError for
+    a denoiser that is not a network or whose network was not made from a configuration.
+    """
+    if not isinstance(denoiser, Preconditioned) or denoiser.network_config is None:
+        raise TypeError(
+            f"save: got {type(denoiser).__name__}; expected an ed.Preconditioned built from a network configuration, "
+            "e.g. ed.Preconditioned(ed.networks.MLP(), ed.preconditioning.EDM(), shape=(2,))"
+        )
+    info = dict(denoiser.info if info is None else info)
+    if design is not None:
+        info["design"] = design.to_dict()
+    description = {
+        "format": FORMAT,
+        "network": denoiser.network_config.to_dict(),
+        "preconditioning": denoiser.preconditioning.to_dict(),
+        "shape": list(denoiser.shape or ()),
+        "label_dim": denoiser.label_dim,
+        "info": info,
+        "versions": {"elucidiff": __version__, "torch": torch.__version__, "python": platform.python_version()},
+    }
+    with folder_written_atomically(Path(folder)) as new:
+        save_file({k: v.detach().contiguous() for k, v in denoiser.network.state_dict().items()}, new / WEIGHTS)
+        (new / DESCRIPTION).write_text(json.dumps(description, indent=2) + "\n", encoding="utf-8")
+    return Path(folder)
+
+
+def load(path: str | Path, *, progress: Report = silent) -> Denoiser:
+    """The denoiser that a path names.
+
+    - a model directory, or a run directory (its newest snapshot);
+    - "exact:DATA": the exact denoiser of a data set, DATA being anything `ed.data.load` reads.
+
+    Nothing in a file is executed. Raises FileNotFoundError, or FormatError naming what is wrong.
+    """
+    text = str(path)
+    if text.startswith("exact:"):
+        dataset = data.load(text.removeprefix("exact:"), lambda done, total: progress(done, total, "decoding"))
+        return exact_denoiser(dataset)
+    folder = Path(path)
+    if not folder.exists():
+        raise FileNotFoundError(f"{path}: no such model; expected a model or run directory, or exact:DATA")
+    if not folder.is_dir():
+        raise FormatError(f"{path}: a file; expected a model directory with {DESCRIPTION}, a run directory, or exact:DATA")
+    return _load_model(newest_snapshot(folder) if (folder / "snapshots").is_dir() else folder)
+
+
+def newest_snapshot(run: Path) -> Path:
+    """The last snapshot of a run directory. Raises FormatError when there is none yet."""
+    snapshots = sorted(p for p in (run / "snapshots").iterdir() if p.is_dir() and p.name.isdigit())
+    if not snapshots:
+        raise FormatError(f"{run}: the run has no snapshot yet")
+    return snapshots[-1]
+
+
+def exact_denoiser(dataset: data.Dataset) -> EmpiricalDenoiser:
+    """The exact denoiser of a data set, class-conditional when it has class labels."""
+    indices = dataset.labels is not None and dataset.labels.ndim == 1
+    labels = torch.from_numpy(dataset.labels) if indices else None
+    return EmpiricalDenoiser(dataset.tensor(), labels, dataset.label_dim if indices else None)
+
+
+def _load_model(folder: Path) -> Preconditioned:
+    if not (folder / DESCRIPTION).is_file():
+        raise FormatError(f"{folder}: not a model directory ({DESCRIPTION} is missing)")
+    check_manifest(folder)
+    try:
+        description = json.loads((folder / DESCRIPTION).read_text(encoding="utf-8"))
+        if description["format"] != FORMAT:
+            raise ValueError(f"format {description['format']}; this version reads format {FORMAT}")
+        denoiser = Preconditioned(
+            Network.from_dict(description["network"]),
+            Preconditioning.from_dict(description["preconditioning"]),
+            shape=[int(n) for n in description["shape"]],
+            label_dim=int(description["label_dim"]),
+        )
+        denoiser.network.load_state_dict(load_file(folder / WEIGHTS))
+        denoiser.info = dict(description["info"])
+    except (KeyError, TypeError, ValueError, RuntimeError, OSError, SafetensorError) as error:
+        raise FormatError(f"{folder}: cannot be read as a model: {error}") from error
+    return denoiser.eval().requires_grad_(False)
+
+
+def design_of(denoiser: Denoiser) -> Design | None:
+    """The design a loaded model was trained with; None for exact denoisers."""
+    stored = getattr(denoiser, "info", {}).get("design")
+    return None if stored is None else Design.from_dict(stored)

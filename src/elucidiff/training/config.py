@@ -1,0 +1,61 @@
+"""Everything a training run depends on, as one value."""
+
+from __future__ import annotations
+
+import math
+
+from ..component import Value, require
+from ..design import EDM, Design
+from ..networks import Network
+
+
+class TrainConfig(Value):
+    """A training run. All lengths are counted in images (samples), whatever the data are.
+
+    data: what `ed.data.load` reads; `heldout` is the fraction kept back from training (0: none).
+    network: None chooses one by the shape of the data.
+    design: its preconditioning and objective are trained. sigma_data: None measures it and uses it.
+    images: how many to train on, repeats included; `batch` of them a step.
+    lr: of Adam, reached after `lr_ramp` images. ema_halflife, ema_ramp: see `ema_beta`.
+    conditional: use the labels of the data, if any; label_dropout: the chance to train a sample
+    without its label, which classifier-free guidance needs.
+    snapshots: how many models to write, the last at the end.
+    """
+
+    data: str = "digits"
+    out: str = "runs/digits"
+    network: Network | None = None
+    design: Design = EDM
+    sigma_data: float | None = None
+    images: int = 300_000
+    batch: int = 128
+    lr: float = 1e-3
+    lr_ramp: int = 10_000
+    beta1: float = 0.9
+    beta2: float = 0.999
+    adam_eps: float = 1e-8
+    ema_halflife: float = 30_000.0
+    ema_ramp: float | None = 0.05
+    heldout: float = 0.0
+    conditional: bool = True
+    label_dropout: float = 0.0
+    seed: int = 0
+    snapshots: int = 4
+    device: str = "cpu"
+
+    def validate(self) -> None:
+        for name in ("images", "batch", "snapshots"):
+            require(getattr(self, name) >= 1, f"{name}: got {getattr(self, name)}; expected at least 1")
+        require(0 < self.lr < math.inf, f"lr: got {self.lr}; expected a number above 0")
+        require(self.lr_ramp >= 0, f"lr_ramp: got {self.lr_ramp}; expected at least 0 images")
+        require(self.ema_halflife > 0, f"ema_halflife: got {self.ema_halflife}; expected a number of images above 0")
+        require(0 <= self.beta1 < 1 and 0 <= self.beta2 < 1, "beta1, beta2: expected numbers in [0, 1)")
+        require(0 <= self.heldout < 1, f"heldout: got {self.heldout}; expected a fraction in [0, 1)")
+        require(0 <= self.label_dropout <= 1, f"label_dropout: got {self.label_dropout}; expected a number in [0, 1]")
+        require(self.seed >= 0, f"seed: got {self.seed}; expected an integer of at least 0")
+        require(self.sigma_data is None or self.sigma_data > 0, f"sigma_data: got {self.sigma_data}; expected above 0")
+
+    @property
+    def steps(self) -> int:
+        """The number of optimiser steps."""
+        return math.ceil(self.images / self.batch)

@@ -1,0 +1,52 @@
+"""What one training step is made of: a pure function of (seed, step), so that a run can stop, resume and be split."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+from torch import Tensor
+
+from ..data import Dataset
+from ..objective import NoiseDistribution
+from ..seeds import Stream, keyed_normal, keyed_uniform, permutation
+
+
+class Draws(NamedTuple):
+    """One batch: clean samples y (B, *), labels (B, label_dim) or None, levels sigma (B,) float64, unit noise n (B, *)."""
+
+    y: Tensor
+    labels: Tensor | None
+    sigma: Tensor
+    n: Tensor
+
+
+class Order:
+    """Which sample comes at which position: every sample once an epoch, in an order of the epoch's own."""
+
+    def __init__(self, size: int, seed: int) -> None:
+        self.size, self.seed = size, seed
+        self._epoch, self._permutation = -1, np.empty(0, dtype=np.int64)
+
+    def at(self, first: int, count: int) -> np.ndarray:
+        """The sample indices at positions first .. first + count - 1, without visiting those before."""
+        positions = np.arange(first, first + count)
+        return np.array([self._in_epoch(int(p) // self.size)[int(p) % self.size] for p in positions])
+
+    def _in_epoch(self, epoch: int) -> np.ndarray:
+        if epoch != self._epoch:
+            self._epoch, self._permutation = epoch, permutation(self.size, self.seed, epoch)
+        return self._permutation
+
+
+def draw(
+    data: Dataset, order: Order, noise: NoiseDistribution, step: int, batch: int, *, label_dropout: float = 0.0
+) -> Draws:
+    """The batch of a step. Sample j of the step depends on (order.seed, step, j) alone."""
+    seed, rows = order.seed, range(batch)
+    y, labels = data.batch(order.at(step * batch, batch))
+    if labels is not None and label_dropout > 0:
+        kept = keyed_uniform(seed, Stream.LABEL, step, rows) >= label_dropout
+        labels = labels * kept[:, None]
+    sigma = noise.quantile(keyed_uniform(seed, Stream.LEVEL, step, rows))
+    return Draws(y, labels, sigma, keyed_normal(seed, Stream.NOISE, step, rows, y.shape[1:]))
