@@ -189,7 +189,8 @@ def _match(value: Any, hint: Any, where: str) -> tuple[bool, Any]:
             raise ValueError(f"{where}: got NaN; expected a number")
         return number, float(value) if number else value
     if hint is int:
-        return isinstance(value, numbers.Integral) and not isinstance(value, bool), value
+        whole = isinstance(value, numbers.Integral) and not isinstance(value, bool)
+        return whole, int(value) if whole else value
     if typing.get_origin(hint) is tuple:
         if not isinstance(value, (tuple, list)):
             return False, value

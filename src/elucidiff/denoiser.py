@@ -49,9 +49,10 @@ class Denoiser(nn.Module):
         if not clean.any():
             return self.denoise(x, sigma, **conditions)
         D = self.denoise(x, torch.where(clean, 1.0, sigma), **conditions)
-        return torch.where(like(clean, x), x.to(D.dtype), D)  # type: ignore[arg-type]
+        exact = clean.to(x.device).reshape(-1, *[1] * (x.ndim - 1))
+        return torch.where(exact, x, D)  # in the wider of the two dtypes, so that x keeps its digits
 
-    def denoise(self, x: Tensor, sigma: Tensor, **conditions: Any) -> Tensor:
+    def denoise(self, x: Tensor, sigma: Tensor, *args: Any, **conditions: Any) -> Tensor:
         """D for checked levels above 0, () or (B,)."""
         raise NotImplementedError(f"{type(self).__name__} must define denoise(x, sigma, **conditions)")
 
@@ -167,7 +168,9 @@ class EmpiricalDenoiser(Denoiser):
         self.register_buffer("half_norms", 0.5 * (flat**2).sum(1))
         if labels is not None:
             labels = torch.as_tensor(labels)
-            labels = labels.argmax(1) if labels.ndim == 2 else labels
+            labels = labels.argmax(1) if labels.ndim == 2 else labels.long()
+            if labels.shape != data.shape[:1]:
+                raise ValueError(f"EmpiricalDenoiser: got {len(labels)} labels for {len(data)} samples")
             self.label_dim = label_dim or int(labels.max()) + 1
         self.register_buffer("classes", labels)
 
@@ -185,7 +188,10 @@ class EmpiricalDenoiser(Denoiser):
             raise ValueError("labels: got some for data without classes; leave them out")
         weights = one_hot(labels, self.label_dim, batch).double()
         weights = torch.where(weights.sum(1, keepdim=True) == 0, torch.ones_like(weights), weights)  # no class: all
-        return weights[:, self.classes].log()
+        weights = weights[:, self.classes]
+        if not weights.any(1).all():
+            raise ValueError("labels: got a class of which the data have no sample")
+        return weights.log()
 
 
 class GaussianDenoiser(Denoiser):
@@ -205,12 +211,14 @@ class GaussianDenoiser(Denoiser):
         d = mean.numel()
         basis = None
         if cov.shape == (d, d) and cov.shape != mean.shape:
+            if not torch.allclose(cov, cov.T):
+                raise ValueError("GaussianDenoiser: cov is not symmetric; expected a covariance")
             variances, basis = torch.linalg.eigh(cov.double())
         elif cov.shape in ((), mean.shape):
             variances = cov.double().expand(mean.shape).reshape(-1)
         else:
             raise ValueError(f"GaussianDenoiser: got cov {tuple(cov.shape)}; expected (), {self.shape} or ({d}, {d})")
-        if not (variances > -1e-12 * variances.abs().max()).all():
+        if not (variances >= -1e-12 * variances.abs().max()).all():
             raise ValueError("GaussianDenoiser: cov has a negative eigenvalue; expected a covariance")
         self.register_buffer("mean", mean.double().reshape(-1))
         self.register_buffer("basis", basis)

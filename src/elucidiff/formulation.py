@@ -44,18 +44,18 @@ class Schedule(Component):
     @accepts_numbers
     def sigma_inv(self, sigma: Tensor) -> Tensor:
         """The time at which the noise level is sigma. Raises ValueError for a level that is never reached."""
-        low, high = torch.zeros_like(sigma), torch.full_like(sigma, min(1.0, self.t_max))
+        low, high = torch.zeros_like(sigma), torch.where(sigma == 0, 0.0, min(1.0, self.t_max)).to(sigma.dtype)
         while self.t_max == math.inf and (short := self.sigma(high) < sigma).any():
             if (high > 1e150).any():
                 raise ValueError(f"{self}: sigma(t) never reaches {sigma.max().item():g}")
             high = torch.where(short, 2 * high, high)
-        for _ in range(2000):  # halving 1e300 down to the resolution of float64 takes about 1,100
+        while True:  # about 60 halvings; the smallest level that float64 holds would take 1,100
             middle = (low + high) / 2
+            if ((middle <= low) | (middle >= high)).all():  # neighbours: nothing lies between them
+                break
             below = self.sigma(middle) < sigma
             low, high = torch.where(below, middle, low), torch.where(below, high, middle)
-            if ((high - low) <= 2e-16 * high).all():
-                break
-        return torch.where(sigma == 0, torch.zeros_like(high), high)
+        return high
 
 
 class EDM(Schedule, kind="edm"):
@@ -118,6 +118,11 @@ class VP(Schedule, kind="vp"):
             0 < sigma_min < sigma_max, f"VP.fit: got [{sigma_min}, {sigma_max}]; expected 0 < sigma_min < sigma_max"
         )
         low, high = math.log1p(sigma_min**2), math.log1p(sigma_max**2)
+        require(
+            low < eps_s * high,
+            f"VP.fit: got sigma_min={sigma_min:g}; a VP schedule that reaches {sigma_max:g} at t = 1 is below "
+            f"{math.sqrt(math.expm1(eps_s * high)):.4g} at t = {eps_s:g}",
+        )
         beta_d = 2 * (low / eps_s - high) / (eps_s - 1)
         return cls(beta_d=beta_d, beta_min=high - beta_d / 2)
 
@@ -158,6 +163,11 @@ class Cosine(Schedule, kind="cosine"):
     def sigma(self, t: Tensor) -> Tensor:
         start, angle = self._angles(t)
         return (angle.sin() * (angle + 2 * start).sin()).sqrt() / (angle + start).cos()
+
+    def sigma_dot(self, t: Tensor) -> Tensor:
+        start, angle = self._angles(t)
+        slope = 0.5 * math.pi / (1 + self.offset) * math.cos(start) ** 2  # from sigma^2 = cos^2(start) / cos^2(.) - 1
+        return slope * (angle + start).sin() / (angle + start).cos() ** 3 / self.sigma(t)
 
     def sigma_inv(self, sigma: Tensor) -> Tensor:
         start, unit = self._angles(torch.ones_like(sigma))
@@ -204,14 +214,20 @@ class Table(Schedule, kind="table"):
 
     def levels(self) -> Tensor:
         """The noise levels of the entries, (K,) float64, increasing."""
-        alpha_bar = torch.tensor(self.alpha_bar, dtype=torch.float64)
-        return ((1 - alpha_bar) / alpha_bar).sqrt()
+        return _table_levels(self.alpha_bar)
+
+    def _piece(self, t: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Where t lies: k, the logarithm of level k, and the slope from there; beyond the last entry the last one goes on."""
+        logs = self.levels().log()
+        k = t.floor().clamp(1, len(logs) - 1).long() - 1
+        return k, logs[k], logs[k + 1] - logs[k]
 
     def sigma(self, t: Tensor) -> Tensor:
-        levels = self.levels()
-        k = t.floor().clamp(1, len(levels) - 1).long() - 1  # beyond the last entry the last slope goes on
-        low, high = levels[k].log(), levels[k + 1].log()
-        return torch.where(t < 1, levels[0] * t, (low + (t - 1 - k) * (high - low)).exp())
+        k, low, slope = self._piece(t)
+        return torch.where(t < 1, self.levels()[0] * t, (low + (t - 1 - k) * slope).exp())
+
+    def sigma_dot(self, t: Tensor) -> Tensor:
+        return torch.where(t < 1, self.levels()[0], self._piece(t)[2] * self.sigma(t))
 
     def sigma_inv(self, sigma: Tensor) -> Tensor:
         levels = self.levels()
@@ -366,6 +382,13 @@ def iddpm_levels(M: int, C1: float, C2: float) -> Tensor:
     for j in range(M, 0, -1):
         u[j - 1] = math.sqrt((u[j] ** 2 + 1) / max(abar[j - 1] / abar[j], C1) - 1)
     return torch.from_numpy(u)
+
+
+@functools.lru_cache(maxsize=16)
+def _table_levels(alpha_bar: tuple[float, ...]) -> Tensor:
+    """sqrt((1 - alpha_bar) / alpha_bar), once a table: turning a thousand numbers into a tensor costs more than a step."""
+    values = torch.tensor(alpha_bar, dtype=torch.float64)
+    return ((1 - values) / values).sqrt()
 
 
 @functools.cache

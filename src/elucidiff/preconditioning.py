@@ -85,6 +85,11 @@ class VP(Preconditioning, kind="vp"):
     M: int = 1000
     eps_t: float = 1e-5
 
+    def validate(self) -> None:
+        require(self.M >= 2, f"preconditioning.VP.M: got {self.M}; expected at least 2")
+        require(0 < self.eps_t < 1, f"preconditioning.VP.eps_t: got {self.eps_t}; expected a number between 0 and 1")
+        formulation.VP(self.beta_d, self.beta_min)  # raises for impossible betas
+
     @property
     def schedule(self) -> formulation.VP:
         """The noise schedule whose time the network is told."""

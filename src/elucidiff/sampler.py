@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import platform
 import time
+from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -22,7 +23,7 @@ from .data.writing import write_image
 from .denoiser import Denoiser, FixedBatch, as_denoiser, one_hot
 from .files import folder_written_atomically
 from .progress import bar
-from .seeds import Seeds
+from .seeds import Seeds, check_seeds
 from .solvers import Run, State
 from .tensors import widest_dtype
 
@@ -50,8 +51,7 @@ class Sampler(Value):
 
     def validate(self) -> None:
         require(self.steps >= 1, f"steps: got {self.steps}; expected at least 1")
-        low, high = self._asked_range()
-        steps_of.check_range(self.steps, low, high)
+        self.sigmas()
 
     def _asked_range(self) -> tuple[float, float]:
         low, high = self.timesteps.range()
@@ -126,6 +126,7 @@ class Result:
             "seeds": self.seeds,
             "labels": None if self.labels is None else self.labels.tolist(),
             "shape": list(self.x.shape),
+            "dtype": str(self.x.dtype).removeprefix("torch."),
         }
 
     def save(self, folder: str | Path, **notes: Any) -> Path:
@@ -135,7 +136,7 @@ class Result:
         """
         folder = Path(folder)
         with folder_written_atomically(folder) as new:
-            names = [f"{seed:06d}" for seed in (self.seeds or range(len(self.x)))]
+            names = _file_names(self.seeds or range(len(self.x)))
             if self.x.ndim == 4 and self.x.shape[1] in (1, 3):
                 for name, x in zip(names, self.x, strict=True):
                     write_image(new / f"{name}.png", x)
@@ -145,6 +146,16 @@ class Result:
                 np.savez(new / "samples.npz", samples=self.x.cpu().numpy())
             (new / "samples.json").write_text(json.dumps(notes | self.provenance(), indent=1) + "\n")
         return folder
+
+
+def _file_names(seeds: Sequence[int]) -> list[str]:
+    """000007 for seed 7; a seed used before, say with another class, gets a number: 000007-1."""
+    earlier: Counter[int] = Counter()
+    names = []
+    for seed in seeds:
+        names.append(f"{seed:06d}-{earlier[seed]}" if earlier[seed] else f"{seed:06d}")
+        earlier[seed] += 1
+    return names
 
 
 def sample(
@@ -189,7 +200,7 @@ def sample(
     denoiser = as_denoiser(denoiser)
     batch = _Batch(denoiser, seeds, latents, shape, labels, conditions)
     sigmas = sampler.sigmas(denoiser)
-    size = batch_size or batch.n
+    size = batch.n if batch_size is None else batch_size
     require(size >= 1, f"batch_size: got {batch_size}; expected at least 1")
     if size < batch.n:
         denoiser = FixedBatch(denoiser, size)
@@ -273,7 +284,7 @@ class _Batch:
         conditions: dict[str, Any],
     ) -> None:
         require(seeds is not None or latents is not None, "give seeds= (one integer a sample) or latents=")
-        self.seeds = None if seeds is None else tuple(int(seed) for seed in seeds)
+        self.seeds = None if seeds is None else check_seeds(seeds)
         self.latents, self.conditions, self.label_dim = latents, conditions, denoiser.label_dim
         self.n = len(latents) if latents is not None else len(self.seeds or ())
         require(self.n >= 1, "seeds: got none; expected at least one")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numbers
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -13,6 +14,14 @@ from torch import Tensor
 MAX_SEED = 2**63 - 1
 
 
+def check_seeds(seeds: Sequence[int]) -> tuple[int, ...]:
+    """The seeds as plain integers. Raises ValueError for anything but integers from 0 to MAX_SEED."""
+    for seed in seeds:
+        if isinstance(seed, bool) or not isinstance(seed, numbers.Integral) or not 0 <= seed <= MAX_SEED:
+            raise ValueError(f"seeds: got {seed!r}; expected integers from 0 to {MAX_SEED}")
+    return tuple(int(seed) for seed in seeds)
+
+
 class Seeds:
     """One CPU generator per sample, so that sample k depends on its own seed only.
 
@@ -21,10 +30,7 @@ class Seeds:
     """
 
     def __init__(self, seeds: Sequence[int]) -> None:
-        for seed in seeds:
-            if isinstance(seed, bool) or not 0 <= int(seed) <= MAX_SEED:
-                raise ValueError(f"seed {seed!r}: seeds are integers from 0 to {MAX_SEED}")
-        self._generators = [torch.Generator().manual_seed(int(seed)) for seed in seeds]
+        self._generators = [torch.Generator().manual_seed(seed) for seed in check_seeds(seeds)]
 
     def __len__(self) -> int:
         return len(self._generators)

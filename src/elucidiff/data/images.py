@@ -24,7 +24,7 @@ WITHOUT_ALPHA = {"RGBA": "RGB", "LA": "L", "PA": "RGB"}
 
 def from_uint8(pixels: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
     """Levels 0 .. 255 as the network sees them: x / 127.5 - 1, in [-1, 1]."""
-    return pixels.to(dtype).div_(127.5).sub_(1)
+    return pixels.to(dtype).div(127.5).sub_(1)
 
 
 def to_uint8(x: Tensor) -> Tensor:

@@ -1,0 +1,1 @@
+"""The command line: verbs only; nothing here that the library does not do."""

@@ -1,0 +1,415 @@
+"""The commands. Each parses its strings, calls the library, and prints; imports happen inside, so that --help is fast."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from ..analysis import Score
+    from ..data import Dataset
+    from ..denoiser import Denoiser
+    from ..sampler import Sampler
+
+ModelArg = Annotated[
+    str, typer.Argument(help="Model or run directory, or exact:DATA for the exact denoiser of a data set.", show_default=False)
+]
+DataArg = Annotated[
+    str, typer.Argument(help="'digits' (built in), a folder of images, a .zip with dataset.json, .npz or .npy.", show_default=False)
+]
+SetOption = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="NAME=VALUE...", help="Replace elements: solver=rk2 solver.alpha=0.6 stochasticity=churn"),
+]
+SamplerOption = Annotated[str, typer.Option("--sampler", help="edm, vp, ve, iddpm, model (its own), or a .json file.")]
+StepsOption = Annotated[int | None, typer.Option("--steps", help="Noise levels above 0; NFE = 2 steps - 1 with Heun.")]
+LabelsOption = Annotated[
+    str | None, typer.Option("--labels", "--class", help="Classes: 3, or a list dealt in turn: 0-9. Default: by seed.")
+]
+BatchOption = Annotated[int, typer.Option("--batch-size", "--batch", min=1, help="Samples at a time.")]
+DeviceOption = Annotated[str, typer.Option("--device", help="cpu, cuda, cuda:1, mps.")]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print machine-readable JSON.")]
+MICRO_BATCH = 16  # fixed, so that samples are the same bits whatever --batch-size is
+
+
+def table1(as_json: JsonOption = False) -> None:
+    """Print Table 1 of the EDM paper from the code.
+
+    Example: elucidiff table1
+    """
+    from ..design import PRESETS, compare_designs
+
+    if as_json:
+        _print_json({name: design.to_dict() for name, design in PRESETS.items()})
+    else:
+        print(compare_designs(*PRESETS.values()))
+
+
+def sample(
+    model: ModelArg,
+    out: Annotated[Path, typer.Option("--out", "--outdir", help="New folder for the samples.", show_default=False)],
+    seeds: Annotated[str, typer.Option("--seeds", help="One sample a seed: 0-63,70.")] = "0-63",
+    sampler: SamplerOption = "edm",
+    steps: StepsOption = None,
+    settings: SetOption = None,
+    labels: LabelsOption = None,
+    grid: Annotated[Path | None, typer.Option("--grid", help="Also write all images on one sheet, a PNG.")] = None,
+    batch_size: BatchOption = 64,
+    device: DeviceOption = "cpu",
+    sigma_min: Annotated[float | None, typer.Option("--sigma-min", "--sigma_min", help="Lowest noise level.")] = None,
+    sigma_max: Annotated[float | None, typer.Option("--sigma-max", "--sigma_max", help="Highest noise level.")] = None,
+    rho: Annotated[float | None, typer.Option("--rho", help="Exponent of the EDM time steps.")] = None,
+    s_churn: Annotated[float | None, typer.Option("--S_churn", help="Stochasticity strength.")] = None,
+    s_min: Annotated[float | None, typer.Option("--S_min", help="Stochasticity from this noise level.")] = None,
+    s_max: Annotated[float | None, typer.Option("--S_max", help="Stochasticity up to this noise level.")] = None,
+    s_noise: Annotated[float | None, typer.Option("--S_noise", help="Stochasticity noise inflation.")] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Draw samples from a model, one a seed, as PNG files (or samples.npz) with their provenance.
+
+    Example: elucidiff sample exact:digits --seeds 0-15 --steps 18 --set solver=dpmpp_2m --out samples
+    """
+    from ..denoiser import FixedBatch
+    from ..files import refuse_existing
+    from ..sampler import sample as draw
+    from . import parse
+
+    wanted = parse.seeds(seeds)
+    refuse_existing(out)
+    if grid is not None:
+        refuse_existing(grid)
+    denoiser = _load(model, device)
+    churn = {"S_churn": s_churn, "S_min": s_min, "S_max": s_max, "S_noise": s_noise}
+    chosen = _sampler(
+        denoiser, sampler, settings, steps, {"sigma_min": sigma_min, "sigma_max": sigma_max, "timesteps.rho": rho}, churn
+    )
+    result = draw(
+        FixedBatch(denoiser, MICRO_BATCH),
+        chosen,
+        seeds=wanted,
+        labels=parse.labels(labels, len(wanted), denoiser),
+        batch_size=batch_size,
+        progress=True,
+    )
+    result.save(out, model=model)
+    if grid is not None:
+        _write_grid(grid, result.x)
+    if as_json:
+        _print_json({"out": str(out), "samples": len(result.x), "nfe": result.nfe, "seconds": round(result.seconds, 3)})
+    else:
+        print(f"{len(result.x)} samples in {out} (NFE {result.nfe} each, {result.seconds:.1f} s)")
+
+
+def inspect(data: DataArg, as_json: JsonOption = False) -> None:
+    """Say what is in a data set (or model): shape, range, sigma_data, classes, and the design that follows.
+
+    Example: elucidiff inspect digits
+    """
+    if _is_model(data):
+        _inspect_model(data, as_json)
+    else:
+        _inspect_data(data, as_json)
+
+
+def train(
+    data: DataArg,
+    out: Annotated[Path, typer.Option("--out", "--outdir", help="New run directory.", show_default=False)],
+    settings: SetOption = None,
+    images: Annotated[int | None, typer.Option("--images", help="How many images to train on, repeats included.")] = None,
+    seed: Annotated[int, typer.Option("--seed", help="Of everything random.")] = 0,
+    device: DeviceOption = "cpu",
+    as_json: JsonOption = False,
+) -> None:
+    """Train a model on a data set; EDM's design, sigma_data measured, unless --set says otherwise.
+
+    Example: elucidiff train digits --out runs/digits --images 300000 --set batch=64 network.channels=16
+    """
+    from ..training import TrainConfig
+    from ..training import train as train_model
+    from . import parse
+
+    dataset = _read_data(data)
+    config = TrainConfig(data=data, out=str(out), seed=seed, device=device)
+    if images is not None:
+        config = config.replace(images=images)
+    config = parse.apply_training_settings(config, settings or [], dataset)
+    run = train_model(config, data=dataset, progress=True)
+    if as_json:
+        _print_json({"run": str(run), "images": config.steps * config.batch})
+    else:
+        print(f"trained on {config.steps * config.batch:,} images: {run}\nnext: elucidiff sample {run} --out samples")
+
+
+def evaluate(
+    model: Annotated[str, typer.Argument(help="A MODEL, or a folder of samples.", show_default=False)],
+    data: DataArg,
+    metrics: Annotated[str, typer.Option("--metrics", help="fd, kd, agreement.")] = "fd,kd,agreement",
+    num: Annotated[int, typer.Option("--num", min=4, help="How many samples to draw from a MODEL.")] = 500,
+    heldout: Annotated[float, typer.Option("--heldout", help="The part of the data that is the reference.")] = 0.5,
+    first_seed: Annotated[int, typer.Option("--seed", min=0, help="Seeds are this and the following ones.")] = 0,
+    sampler: SamplerOption = "edm",
+    steps: StepsOption = None,
+    settings: SetOption = None,
+    labels: LabelsOption = None,
+    batch_size: BatchOption = 256,
+    device: DeviceOption = "cpu",
+    as_json: JsonOption = False,
+) -> None:
+    """Score a model's samples, or a folder of samples, against held-out data, beside the value of real data.
+
+    Example: elucidiff evaluate runs/digits digits --num 500
+    """
+    from ..analysis import reference_and_real, score_samples
+
+    reference, real = reference_and_real(_read_data(data), heldout)
+    facts: dict[str, Any] = {"model": model, "data": data}
+    if Path(model).is_dir() and not _is_model(model):
+        samples, asked = _read_samples(Path(model))
+    else:
+        samples, asked, more = _drawn(model, device, num, first_seed, sampler, steps, settings, labels, batch_size)
+        facts |= more
+    scores = score_samples(samples, reference, real, labels=asked, metrics=[m.strip() for m in metrics.split(",")])
+    if as_json:
+        _print_json(facts | {"scores": [s.to_dict() for s in scores]})
+    else:
+        _print_scores(scores, reference)
+
+
+def convert(
+    source: Annotated[str, typer.Argument(help="Model or run directory.", show_default=False)],
+    out: Annotated[Path, typer.Argument(help="New model directory.", show_default=False)],
+    to: Annotated[str, typer.Option("--to", help="native.")] = "native",
+) -> None:
+    """Write a model in another format; for now: any model that can be read, as a native model directory.
+
+    Example: elucidiff convert runs/digits models/digits
+    """
+    from ..errors import unknown
+    from ..models import load, save
+
+    if to != "native":
+        raise ValueError(unknown("format", to, ["native"]))
+    denoiser = load(source)
+    save(denoiser, out)  # type: ignore[arg-type] - save itself refuses what is not a network
+    print(f"wrote {out}")
+
+
+def demo(
+    out: Annotated[Path, typer.Option("--out", help="New run directory.")] = Path("runs/demo"),
+    images: Annotated[int | None, typer.Option("--images", help="Shorter or longer training.")] = None,
+    seed: Annotated[int, typer.Option("--seed", help="Of training.")] = 0,
+    as_json: JsonOption = False,
+) -> None:
+    """Real digits -> a trained model, its samples, their scores and a report: the whole library in five minutes.
+
+    Example: elucidiff demo
+    """
+    from ..demo import run_demo
+
+    outcome = run_demo(out, images=images, seed=seed, say=lambda text: print(text, file=sys.stderr if as_json else sys.stdout))
+    if as_json:
+        _print_json(outcome)
+
+
+ALL: dict[str, Callable[..., None]] = {
+    "demo": demo,
+    "table1": table1,
+    "inspect": inspect,
+    "train": train,
+    "sample": sample,
+    "evaluate": evaluate,
+    "convert": convert,
+}
+
+
+def _print_json(value: Any) -> None:
+    print(json.dumps(value, indent=2))
+
+
+def _load(model: str, device: str) -> Denoiser:
+    from ..models import load
+    from ..progress import bar
+
+    with bar("loading") as report:
+        denoiser = load(model, progress=report)
+    return denoiser.to(_device(device))
+
+
+def _device(name: str) -> str:
+    import torch
+
+    try:
+        torch.empty(0, device=name)
+    except (RuntimeError, AssertionError) as error:
+        raise ValueError(f"device: {name!r} is not available here ({str(error).splitlines()[0]})") from error
+    return name
+
+
+def _read_data(data: str) -> Dataset:
+    from .. import data as datasets
+    from ..progress import bar
+
+    with bar("reading data") as report:
+        return datasets.load(data, report)
+
+
+def _is_model(path: str) -> bool:
+    folder = Path(path)
+    return path.startswith("exact:") or (folder / "model.json").is_file() or (folder / "snapshots").is_dir()
+
+
+def _sampler(
+    denoiser: Denoiser,
+    name: str,
+    settings: list[str] | None,
+    steps: int | None,
+    published: dict[str, float | None] | None = None,
+    churn: dict[str, float | None] | None = None,
+) -> Sampler:
+    from . import parse
+
+    given = [f"{key}={value}" for key, value in (published or {}).items() if value is not None]
+    churns = [f"stochasticity.{key}={value}" for key, value in (churn or {}).items() if value is not None]
+    if churns:
+        given += ["stochasticity=churn", *churns]
+    if steps is not None:
+        given.append(f"steps={steps}")
+    return parse.apply_settings(parse.sampler(name, denoiser), [*given, *(settings or [])])
+
+
+def _drawn(
+    model: str,
+    device: str,
+    num: int,
+    first_seed: int,
+    sampler: str,
+    steps: int | None,
+    settings: list[str] | None,
+    labels: str | None,
+    batch_size: int,
+) -> tuple[Tensor, Tensor | None, dict[str, Any]]:
+    """Samples of a model for scoring, their labels, and what the scores depend on."""
+    from ..sampler import sample as draw
+    from . import parse
+
+    denoiser = _load(model, device)
+    chosen = _sampler(denoiser, sampler, settings, steps)
+    asked = parse.labels(labels, num, denoiser)
+    seeds = range(first_seed, first_seed + num)
+    result = draw(denoiser, chosen, seeds=seeds, labels=asked, batch_size=min(batch_size, num), progress=True)
+    facts = {"sampler": chosen.to_dict(), "nfe": result.nfe, "seeds": [first_seed, first_seed + num - 1]}
+    return result.x.cpu(), result.labels, facts
+
+
+def _read_samples(folder: Path) -> tuple[Tensor, Tensor | None]:
+    """Samples and asked labels of a folder that `sample` wrote; any folder of images without labels."""
+    import torch
+
+    from .. import data as datasets
+
+    array = folder / "samples.npz"
+    samples = _npz_samples(array) if array.is_file() else datasets.load(folder).tensor()
+    provenance = folder / "samples.json"
+    labels = json.loads(provenance.read_text()).get("labels") if provenance.is_file() else None
+    return samples, None if labels is None else torch.tensor(labels)
+
+
+def _npz_samples(path: Path) -> Tensor:
+    import numpy as np
+    import torch
+
+    with np.load(path, allow_pickle=False) as arrays:
+        return torch.from_numpy(arrays["samples"])
+
+
+def _print_scores(scores: list[Score], reference: Dataset) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    first = scores[0] if scores else None
+    table = Table(title=f"{first.n} samples against {first.n_reference} held-out of {reference.name}" if first else None)
+    for column in ("score", "samples", "real data", "features"):
+        table.add_column(column, justify="left" if column in ("score", "features") else "right")
+    for s in scores:
+        error = "" if s.error is None else f" ± {s.error:.2g}"
+        table.add_row(s.name, f"{s.value:.4g}{error}", "" if s.real is None else f"{s.real:.4g}", s.features)
+    Console().print(table)
+
+
+def _write_grid(path: Path, x: Tensor) -> None:
+    from ..data.writing import contact_sheet, write_image
+
+    if x.ndim != 4 or x.shape[1] not in (1, 3):
+        raise ValueError(f"--grid: samples of shape {tuple(x.shape[1:])} are not images")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_image(path, contact_sheet(x))
+
+
+def _inspect_data(source: str, as_json: bool) -> None:
+    import numpy as np
+
+    from ..design import EDM
+    from ..networks import for_shape
+
+    data = _read_data(source)
+    sigma_data = data.sigma_data()
+    network = for_shape(data.shape)
+    facts: dict[str, Any] = {
+        "samples": len(data),
+        "shape": list(data.shape),
+        "kind": "images of 256 levels" if data.is_image else "float arrays",
+        "mean": round(data.mean(), 6),
+        "sigma_data": round(sigma_data, 6),
+        "classes": data.label_dim or None,
+        "class names": list(data.classes) if data.classes else None,
+        "samples a class": np.bincount(data.labels).tolist() if data.labels is not None and data.labels.ndim == 1 else None,
+        "fingerprint": data.fingerprint(),
+        "network": network.to_dict(),
+        "parameters": sum(p.numel() for p in network.build(data.shape, data.label_dim).parameters()),
+    }
+    if as_json:
+        _print_json(facts | {"design": EDM.with_sigma_data(sigma_data).to_dict()})
+        return
+    _print_facts(f"data: {source}", facts)
+    print(f"\nThe training design that follows:\n{EDM.with_sigma_data(sigma_data)}")
+
+
+def _inspect_model(source: str, as_json: bool) -> None:
+    from ..denoiser import Preconditioned
+    from ..models import design_of
+
+    denoiser = _load(source, "cpu")
+    facts: dict[str, Any] = {
+        "denoiser": type(denoiser).__name__,
+        "shape": list(denoiser.shape or ()),
+        "classes": denoiser.label_dim or None,
+        "noise levels": [denoiser.sigma_min, "inf" if denoiser.sigma_max == float("inf") else denoiser.sigma_max],
+    }
+    if isinstance(denoiser, Preconditioned) and denoiser.network_config is not None:
+        facts["network"] = denoiser.network_config.to_dict()
+        facts["parameters"] = sum(p.numel() for p in denoiser.parameters())
+        facts |= {k: v for k, v in denoiser.info.items() if k != "design"}
+    design = design_of(denoiser)
+    if as_json:
+        _print_json(facts | ({"design": design.to_dict()} if design else {}))
+        return
+    _print_facts(f"model: {source}", facts)
+    if design:
+        print(f"\nTrained with:\n{design}")
+
+
+def _print_facts(title: str, facts: dict[str, Any]) -> None:
+    print(title)
+    for name, value in facts.items():
+        if value is None:
+            continue
+        if isinstance(value, dict):
+            value = ", ".join(f"{k}={v}" for k, v in value.items() if not isinstance(v, dict))
+        print(f"  {name:<16} {value}")

@@ -1,0 +1,153 @@
+"""Strings of the command line as values: seeds, labels, settings, samplers. The only place where strings are parsed."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from ..errors import unknown
+
+if TYPE_CHECKING:
+    from ..component import Value
+    from ..denoiser import Denoiser
+    from ..data import Dataset
+    from ..sampler import Sampler
+    from ..training import TrainConfig
+
+    AnyValue = TypeVar("AnyValue", bound=Value)
+
+MAX_LISTED = 10_000_000
+
+
+def integers(text: str, what: str) -> list[int]:
+    """A list of integers and ranges, "0-63,70". Raises ValueError saying what a good one looks like."""
+    found: list[int] = []
+    for part in text.split(","):
+        match = re.fullmatch(r"\s*(\d+)(?:-(\d+))?\s*", part)
+        if not match:
+            raise ValueError(f"{what}: cannot read {part.strip()!r} in {text!r}; expected integers and ranges such as 0-63,70")
+        first, last = int(match[1]), int(match[2] or match[1])
+        if last < first:
+            raise ValueError(f"{what}: the range {part.strip()!r} runs backwards; did you mean {last}-{first}?")
+        if last - first >= MAX_LISTED:
+            raise ValueError(f"{what}: the range {part.strip()!r} has {last - first + 1:,} numbers; at most {MAX_LISTED:,}")
+        found += range(first, last + 1)
+    return found
+
+
+def seeds(text: str) -> list[int]:
+    """Seeds of a sample each. Raises ValueError for repeated ones, whose files would overwrite each other."""
+    found = integers(text, "seeds")
+    if len(set(found)) != len(found):
+        raise ValueError(f"seeds: {text!r} names a seed twice; each may come once")
+    return found
+
+
+def labels(text: str | None, n: int, denoiser: Denoiser) -> list[int] | None:
+    """Class indices for n samples: one for all, or a list that is repeated: "--labels 0-9" deals the classes in turn."""
+    if text is None:
+        return None
+    if not denoiser.label_dim:
+        raise ValueError("labels: this model has no classes; leave --labels out")
+    found = integers(text, "labels")
+    if max(found) >= denoiser.label_dim:
+        raise ValueError(f"labels: got {max(found)}; the model's classes are 0 to {denoiser.label_dim - 1}")
+    return [found[i % len(found)] for i in range(n)]
+
+
+def sampler(name: str, denoiser: Denoiser) -> Sampler:
+    """A sampler by preset name (edm, vp, ve, iddpm; model: the one it was trained with) or from a JSON file.
+
+    The file may hold a sampler or a whole design.
+    """
+    from ..design import PRESETS, Design
+    from ..models import design_of
+    from ..data import Dataset
+    from ..sampler import Sampler
+    from ..training import TrainConfig
+
+    if name in PRESETS:
+        return PRESETS[name].sampler
+    if name == "model":
+        design = design_of(denoiser)
+        if design is None:
+            raise ValueError("sampler: this model records no design of its own; use edm, vp, ve, iddpm or a JSON file")
+        return design.sampler
+    path = Path(name)
+    if path.suffix != ".json":
+        raise ValueError(unknown("sampler", name, [*PRESETS, "model"]) + " or a .json file")
+    if not path.is_file():
+        raise FileNotFoundError(f"{name}: no such sampler file")
+    try:
+        is_design = "sampler" in json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, TypeError):
+        is_design = False  # Sampler.load says what is wrong
+    return Design.load(path).sampler if is_design else Sampler.load(path)
+
+
+def apply_settings(value: AnyValue, settings: Sequence[str]) -> AnyValue:
+    """A value with settings "name=value" and "element.parameter=value" applied, whatever their order.
+
+    "solver=rk2" chooses a kind with its default parameters, "solver.alpha=0.6" sets one of them;
+    right-hand sides are JSON (numbers, true, null, lists, {"kind": ...}) or plain words.
+    """
+    data = value.to_dict()
+    for name, text in sorted((_split(s) for s in settings), key=lambda item: item[0].count(".")):
+        *path, last = name.split(".")
+        place: Any = data
+        for i, step in enumerate(path):
+            if not isinstance(place, dict) or step not in place:
+                known = place if isinstance(place, dict) else []
+                raise ValueError(f"--set {name}: {unknown('element', '.'.join(path[: i + 1]), known)}")
+            place = place[step]
+        if not isinstance(place, dict):
+            raise ValueError(f"--set {name}: {'.'.join(path)} is {place!r} and has no parameters")
+        chosen = _literal(text)
+        is_element = isinstance(place.get(last), dict) or (last == "network" and isinstance(chosen, str))
+        place[last] = {"kind": chosen} if is_element and isinstance(chosen, str) else chosen
+    if "steps" in data and data.get("timesteps", {}).get("kind") == "fixed" and not _sets(settings, "steps"):
+        data["steps"] = len([s for s in data["timesteps"].get("sigmas", []) if s])
+    return type(value).from_dict(data)
+
+
+def _sets(settings: Sequence[str], name: str) -> bool:
+    return any(_split(s)[0] == name for s in settings)
+
+
+def _split(setting: str) -> tuple[str, str]:
+    name, equals, text = setting.partition("=")
+    if not equals or not name.strip():
+        raise ValueError(f"--set: got {setting!r}; expected name=value, e.g. solver=heun or solver.alpha=0.6")
+    return name.strip(), text.strip()
+
+
+def _literal(text: str) -> Any:
+    try:
+        return json.loads(text)
+    except ValueError:
+        return text
+
+
+def apply_training_settings(config: TrainConfig, settings: Sequence[str], dataset: Dataset) -> TrainConfig:
+    """A training configuration with settings applied.
+
+    "design=vp" takes a preset; "network.channels=16" changes the network chosen for the data.
+    """
+    from ..design import PRESETS
+    from ..networks import for_shape
+
+    rest = []
+    for setting in settings:
+        name, text = _split(setting)
+        if name == "design":
+            if text not in PRESETS:
+                raise ValueError(unknown("design", text, PRESETS))
+            config = config.replace(design=PRESETS[text])
+        else:
+            rest.append(setting)
+    if any(_split(s)[0].startswith("network.") for s in rest) and not _sets(rest, "network"):
+        config = config.replace(network=for_shape(dataset.shape))
+    return apply_settings(config, rest)
