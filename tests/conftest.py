@@ -5,6 +5,9 @@ from pathlib import Path
 import pytest
 import torch
 
+# The tests' tensors are small: a second thread gains nothing, and on a busy machine its waiting costs a hundredfold.
+torch.set_num_threads(1)
+
 SHARED = Path(__file__).parents[2] / "shared"
 
 

@@ -83,7 +83,12 @@ class Preconditioned(Denoiser):
     """
 
     def __init__(
-        self, network: nn.Module | Network, preconditioning: Preconditioning, *, shape: Sequence[int], label_dim: int = 0
+        self,
+        network: nn.Module | Network,
+        preconditioning: Preconditioning,
+        *,
+        shape: Sequence[int],
+        label_dim: int = 0,
     ) -> None:
         super().__init__()
         self.network_config = network if isinstance(network, Network) else None

@@ -13,14 +13,14 @@ import torch
 from torch import Tensor
 
 from .component import Component, require
-from .tensors import accepts_numbers
+from .tensors import accepts_numbers, derivative
 
 
 class Schedule(Component):
     """A noise schedule sigma(t): increasing, sigma(0) = 0.
 
-    A new schedule needs `sigma` alone; `sigma_dot` is then a forward-mode derivative and `sigma_inv`
-    a bisection. All three map a float64 tensor of any shape (or a number) to one of the same shape.
+    A new schedule needs `sigma` alone; `sigma_dot` is then its derivative by autograd and
+    `sigma_inv` a bisection. All three map a float64 tensor of any shape (or a number) to one of the same shape.
     """
 
     role: ClassVar[str] = "schedule"
@@ -39,7 +39,7 @@ class Schedule(Component):
     @accepts_numbers
     def sigma_dot(self, t: Tensor) -> Tensor:
         """The derivative of sigma at time t."""
-        return torch.func.jvp(self.sigma, (t,), (torch.ones_like(t),))[1]
+        return derivative(self.sigma, t)
 
     @accepts_numbers
     def sigma_inv(self, sigma: Tensor) -> Tensor:
@@ -240,7 +240,8 @@ class SDE(Schedule, kind="sde"):
     """The process dx = f(t) x dt + g(t) dw, given f and g (EDM paper, Eq. 16-22).
 
     s(t) = exp(integral of f), sigma(t) = sqrt(integral of g^2 / s^2), by Gauss-Legendre quadrature
-    (16 panels of 16 nodes: 1e-12 for smooth f and g). f and g map a float64 tensor to one of the
+    in the
+    variable sqrt(t) (16 panels of 16 nodes: 1e-12 for f and g that are smooth, or smooth in sqrt(t)). f and g map a float64 tensor to one of the
     same shape. `SDE.scaling()` is the scaling that belongs to it. Python functions have no JSON form.
     """
 
@@ -253,12 +254,13 @@ class SDE(Schedule, kind="sde"):
         """The integrals of f and of g^2 / s^2 from 0 to t."""
         nodes, weights, partial = _gauss_legendre(16)
         panels = torch.arange(16, dtype=torch.float64)
-        width = t[..., None, None] / 16
-        u = (panels[:, None] + nodes) * width  # (..., panel, node)
-        f = self.f(u) * width
+        width = t[..., None, None].sqrt() / 16
+        v = (panels[:, None] + nodes) * width  # (..., panel, node); u = v^2, du = 2 v dv
+        du = 2 * v * width
+        f = self.f(v**2) * du
         before = torch.cumsum((f * weights).sum(-1, keepdim=True), dim=-2) - (f * weights).sum(-1, keepdim=True)
         log_s = before + f @ partial.T
-        variance = (self.g(u) ** 2 * torch.exp(-2 * log_s) * weights * width).sum((-1, -2))
+        variance = (self.g(v**2) ** 2 * torch.exp(-2 * log_s) * weights * du).sum((-1, -2))
         return (f * weights).sum((-1, -2)), variance
 
     def s(self, t: Tensor) -> Tensor:
@@ -295,7 +297,7 @@ class Scaling(Component):
     @accepts_numbers
     def s_dot(self, sigma: Tensor) -> Tensor:
         """The derivative of s with respect to sigma."""
-        return torch.func.jvp(self.s, (sigma,), (torch.ones_like(sigma),))[1]
+        return derivative(self.s, sigma)
 
 
 class Unscaled(Scaling, kind="none"):
@@ -376,7 +378,10 @@ def iddpm_levels(M: int, C1: float, C2: float) -> Tensor:
     """The levels u_0 > u_1 > ... > u_M = 0 of iDDPM, (M + 1,) float64 (EDM paper, Table 1).
 
     u_{j-1} = sqrt((u_j^2 + 1) / max(abar_{j-1} / abar_j, C1) - 1), abar_j = sin^2(pi/2 j / (M (C2 + 1))).
+    Raises ValueError for parameters that make no table.
     """
+    good = M >= 2 and 0 < C1 < 1 and 0 <= C2 < math.inf
+    require(good, f"iDDPM levels: got M={M}, C1={C1:g}, C2={C2:g}; expected M >= 2, 0 < C1 < 1, C2 >= 0")
     abar = np.sin(0.5 * np.pi * np.arange(M + 1) / M / (C2 + 1)) ** 2
     u = np.zeros(M + 1)
     for j in range(M, 0, -1):

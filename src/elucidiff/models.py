@@ -73,7 +73,9 @@ def load(path: str | Path, *, progress: Report = silent) -> Denoiser:
     if not folder.exists():
         raise FileNotFoundError(f"{path}: no such model; expected a model or run directory, or exact:DATA")
     if not folder.is_dir():
-        raise FormatError(f"{path}: a file; expected a model directory with {DESCRIPTION}, a run directory, or exact:DATA")
+        raise FormatError(
+            f"{path}: a file; expected a model directory with {DESCRIPTION}, a run directory, or exact:DATA"
+        )
     return _load_model(newest_snapshot(folder) if (folder / "snapshots").is_dir() else folder)
 
 

@@ -65,6 +65,7 @@ class VPUniform(NoiseDistribution, kind="vp_uniform"):
 
     def validate(self) -> None:
         require(0 < self.eps_t < 1, f"VPUniform.eps_t: got {self.eps_t}; expected a number between 0 and 1")
+        formulation.VP(self.beta_d, self.beta_min)  # raises for impossible betas
 
     def quantile(self, u: Tensor) -> Tensor:
         return formulation.VP(self.beta_d, self.beta_min).sigma(self.eps_t + u * (1 - self.eps_t))
@@ -79,7 +80,10 @@ class LogUniform(NoiseDistribution, kind="loguniform"):
     sigma_max: float = 100.0
 
     def validate(self) -> None:
-        require(0 < self.sigma_min < self.sigma_max, "LogUniform: expected 0 < sigma_min < sigma_max")
+        require(
+            0 < self.sigma_min < self.sigma_max < math.inf,
+            f"LogUniform: got [{self.sigma_min:g}, {self.sigma_max:g}]; expected 0 < sigma_min < sigma_max < inf",
+        )
 
     def quantile(self, u: Tensor) -> Tensor:
         return self.sigma_min * (self.sigma_max / self.sigma_min) ** u
@@ -93,6 +97,9 @@ class IDDPM(NoiseDistribution, kind="iddpm"):
     M: int = 1000
     C1: float = 0.001
     C2: float = 0.008
+
+    def validate(self) -> None:
+        formulation.iddpm_levels(self.M, self.C1, self.C2)  # raises for impossible parameters
 
     def quantile(self, u: Tensor) -> Tensor:
         levels = formulation.iddpm_levels(self.M, self.C1, self.C2)[: self.M].flip(0)  # increasing

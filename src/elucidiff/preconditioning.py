@@ -143,6 +143,9 @@ class IDDPM(Preconditioning, kind="iddpm"):
     C1: float = 0.001
     C2: float = 0.008
 
+    def validate(self) -> None:
+        self._levels()  # raises for impossible parameters
+
     def _levels(self) -> Tensor:
         return formulation.iddpm_levels(self.M, self.C1, self.C2)
 
@@ -179,9 +182,16 @@ class Flow(Preconditioning, kind="flow"):
     references: ClassVar[tuple[str, ...]] = ("flow",)
     time_scale: float = 1.0
 
+    def validate(self) -> None:
+        _check_time_scale(self.time_scale)
+
     def coefficients(self, sigma: Tensor) -> Coefficients:
         s, t = 1 / (1 + sigma), sigma / (1 + sigma)
         return s, -t, s, self.time_scale * t
+
+
+def _check_time_scale(time_scale: float) -> None:
+    require(0 < time_scale < math.inf, f"time_scale: got {time_scale}; expected a number above 0")
 
 
 class _Scheduled(Preconditioning):
@@ -192,6 +202,9 @@ class _Scheduled(Preconditioning):
     references: ClassVar[tuple[str, ...]] = ("ddpm",)
     schedule: formulation.Schedule = formulation.VP()  # noqa: RUF009 - components are frozen values
     time_scale: float = 999.0
+
+    def validate(self) -> None:
+        _check_time_scale(self.time_scale)
 
     def _input_and_noise(self, sigma: Tensor) -> tuple[Tensor, Tensor]:
         return (sigma**2 + 1).rsqrt(), self.time_scale * self.schedule.sigma_inv(sigma.double())

@@ -27,6 +27,19 @@ def accepts_numbers(method: Callable[[Any, Tensor], Any]) -> Callable[[Any, Tens
     return wrapped
 
 
+def derivative(function: Callable[[Tensor], Tensor], value: Tensor) -> Tensor:
+    """The derivative of an elementwise function at a tensor, also within no_grad and inference mode.
+
+    By reverse mode: the first use of forward mode (torch.func.jvp) costs a second of imports and a deprecation warning.
+    """
+    with torch.inference_mode(False), torch.enable_grad():
+        value = value.clone().detach().requires_grad_()
+        result = function(value)
+        if not result.requires_grad:  # a constant
+            return torch.zeros_like(value, requires_grad=False)
+        return torch.autograd.grad(result.sum(), value)[0]
+
+
 def like(value: Tensor | float, x: Tensor) -> Tensor | float:
     """A per-sample value (B,) shaped to multiply x (B, *); a number or a 0-dim tensor as it is, on any device."""
     if not isinstance(value, Tensor) or value.ndim == 0:

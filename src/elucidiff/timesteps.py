@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import numbers
 import warnings
 from typing import ClassVar
 
@@ -42,7 +43,8 @@ class TimeSteps(Component):
 
 def check_range(n: int, sigma_min: float, sigma_max: float) -> None:
     """Raise ValueError unless n >= 1 and 0 < sigma_min < sigma_max < infinity."""
-    require(not isinstance(n, bool) and n == int(n) and n >= 1, f"steps: got {n}; expected an integer of at least 1")
+    whole = isinstance(n, numbers.Integral) and not isinstance(n, bool)
+    require(whole and n >= 1, f"steps: got {n!r}; expected an integer of at least 1")
     require(
         0 < sigma_min < sigma_max < math.inf,
         f"noise range: got sigma_min={sigma_min:g}, sigma_max={sigma_max:g}; expected 0 < sigma_min < sigma_max < inf",
@@ -128,6 +130,9 @@ class IDDPM(TimeSteps, kind="iddpm"):
     C1: float = 0.001
     C2: float = 0.008
 
+    def validate(self) -> None:
+        formulation.iddpm_levels(self.M, self.C1, self.C2)  # raises for impossible parameters
+
     def levels(self, n: int, sigma_min: float, sigma_max: float) -> Tensor:
         u = formulation.iddpm_levels(self.M, self.C1, self.C2)[: self.M]
         inside = u[(u >= sigma_min) & (u <= sigma_max)]
@@ -158,7 +163,7 @@ class Uniform(TimeSteps, kind="uniform"):
     power: float = 1.0
 
     def validate(self) -> None:
-        require(self.power > 0, f"timesteps.Uniform.power: got {self.power}; expected a number above 0")
+        require(0 < self.power < math.inf, f"timesteps.Uniform.power: got {self.power}; expected a number above 0")
 
     def levels(self, n: int, sigma_min: float, sigma_max: float) -> Tensor:
         ends = self.schedule.sigma_inv(torch.tensor([sigma_max, sigma_min], dtype=torch.float64)) ** (1 / self.power)

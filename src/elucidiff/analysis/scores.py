@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ..component import require
-from ..data import Dataset
+from ..data import Dataset, from_uint8, to_uint8
 from ..errors import unknown
 from ..metrics import DigitFeatures, Features, Statistics, extractor_for, frechet_distance, kernel_distance
 from ..seeds import Stream, keyed
@@ -58,6 +58,7 @@ def score_samples(
 ) -> list[Score]:
     """Frechet distance, kernel distance and class agreement of samples (n, *) in the units of the data.
 
+    Images are rounded to 256 levels first, as files hold them: a score does not depend on whether they were written.
     `real` gives the value that real data would get: n of its samples (all, when it has fewer) against
     the same reference. `labels` are the asked classes (n, K); agreement is measured where a classifier
     for the data ships (the digits). Unknown metrics raise ValueError.
@@ -68,6 +69,8 @@ def score_samples(
         tuple(samples.shape[1:]) == reference.shape,
         f"samples have shape {tuple(samples.shape[1:])}, the data {reference.shape}",
     )
+    if reference.is_image:
+        samples = from_uint8(to_uint8(samples))
     extractor = extractor or extractor_for(reference.shape, reference.source)
     pick = torch.from_numpy(keyed(seed, Stream.SPLIT, 1).permutation(len(real)))[: len(samples)]
     real_batch, real_labels = real.batch(pick)

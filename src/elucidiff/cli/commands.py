@@ -19,14 +19,22 @@ if TYPE_CHECKING:
     from ..sampler import Sampler
 
 ModelArg = Annotated[
-    str, typer.Argument(help="Model or run directory, or exact:DATA for the exact denoiser of a data set.", show_default=False)
+    str,
+    typer.Argument(
+        help="Model or run directory, or exact:DATA for the exact denoiser of a data set.", show_default=False
+    ),
 ]
 DataArg = Annotated[
-    str, typer.Argument(help="'digits' (built in), a folder of images, a .zip with dataset.json, .npz or .npy.", show_default=False)
+    str,
+    typer.Argument(
+        help="'digits' (built in), a folder of images, a .zip with dataset.json, .npz or .npy.", show_default=False
+    ),
 ]
 SetOption = Annotated[
     list[str] | None,
-    typer.Option("--set", metavar="NAME=VALUE...", help="Replace elements: solver=rk2 solver.alpha=0.6 stochasticity=churn"),
+    typer.Option(
+        "--set", metavar="NAME=VALUE...", help="Replace elements: solver=rk2 solver.alpha=0.6 stochasticity=churn"
+    ),
 ]
 SamplerOption = Annotated[str, typer.Option("--sampler", help="edm, vp, ve, iddpm, model (its own), or a .json file.")]
 StepsOption = Annotated[int | None, typer.Option("--steps", help="Noise levels above 0; NFE = 2 steps - 1 with Heun.")]
@@ -88,7 +96,12 @@ def sample(
     denoiser = _load(model, device)
     churn = {"S_churn": s_churn, "S_min": s_min, "S_max": s_max, "S_noise": s_noise}
     chosen = _sampler(
-        denoiser, sampler, settings, steps, {"sigma_min": sigma_min, "sigma_max": sigma_max, "timesteps.rho": rho}, churn
+        denoiser,
+        sampler,
+        settings,
+        steps,
+        {"sigma_min": sigma_min, "sigma_max": sigma_max, "timesteps.rho": rho},
+        churn,
     )
     result = draw(
         FixedBatch(denoiser, MICRO_BATCH),
@@ -122,7 +135,9 @@ def train(
     data: DataArg,
     out: Annotated[Path, typer.Option("--out", "--outdir", help="New run directory.", show_default=False)],
     settings: SetOption = None,
-    images: Annotated[int | None, typer.Option("--images", help="How many images to train on, repeats included.")] = None,
+    images: Annotated[
+        int | None, typer.Option("--images", help="How many images to train on, repeats included.")
+    ] = None,
     seed: Annotated[int, typer.Option("--seed", help="Of everything random.")] = 0,
     device: DeviceOption = "cpu",
     as_json: JsonOption = False,
@@ -213,7 +228,9 @@ def demo(
     """
     from ..demo import run_demo
 
-    outcome = run_demo(out, images=images, seed=seed, say=lambda text: print(text, file=sys.stderr if as_json else sys.stdout))
+    outcome = run_demo(
+        out, images=images, seed=seed, say=lambda text: print(text, file=sys.stderr if as_json else sys.stdout)
+    )
     if as_json:
         _print_json(outcome)
 
@@ -334,7 +351,9 @@ def _print_scores(scores: list[Score], reference: Dataset) -> None:
     from rich.table import Table
 
     first = scores[0] if scores else None
-    table = Table(title=f"{first.n} samples against {first.n_reference} held-out of {reference.name}" if first else None)
+    table = Table(
+        title=f"{first.n} samples against {first.n_reference} held-out of {reference.name}" if first else None
+    )
     for column in ("score", "samples", "real data", "features"):
         table.add_column(column, justify="left" if column in ("score", "features") else "right")
     for s in scores:
@@ -369,7 +388,9 @@ def _inspect_data(source: str, as_json: bool) -> None:
         "sigma_data": round(sigma_data, 6),
         "classes": data.label_dim or None,
         "class names": list(data.classes) if data.classes else None,
-        "samples a class": np.bincount(data.labels).tolist() if data.labels is not None and data.labels.ndim == 1 else None,
+        "samples a class": np.bincount(data.labels).tolist()
+        if data.labels is not None and data.labels.ndim == 1
+        else None,
         "fingerprint": data.fingerprint(),
         "network": network.to_dict(),
         "parameters": sum(p.numel() for p in network.build(data.shape, data.label_dim).parameters()),

@@ -106,7 +106,9 @@ def _expanded(argv: list[str]) -> tuple[list[str], list[str]]:
             plugins.append(name)
         elif word == "--set":
             if not words or words[0].startswith("-") or "=" not in words[0]:
-                raise ValueError(f"--set: got {words[0] if words else 'nothing'!r}; expected name=value, e.g. solver=heun")
+                raise ValueError(
+                    f"--set: got {words[0] if words else 'nothing'!r}; expected name=value, e.g. solver=heun"
+                )
             while words and "=" in words[0] and not words[0].startswith("-"):
                 arguments += ["--set", words.pop(0)]
         else:

@@ -28,12 +28,16 @@ def integers(text: str, what: str) -> list[int]:
     for part in text.split(","):
         match = re.fullmatch(r"\s*(\d+)(?:-(\d+))?\s*", part)
         if not match:
-            raise ValueError(f"{what}: cannot read {part.strip()!r} in {text!r}; expected integers and ranges such as 0-63,70")
+            raise ValueError(
+                f"{what}: cannot read {part.strip()!r} in {text!r}; expected integers and ranges such as 0-63,70"
+            )
         first, last = int(match[1]), int(match[2] or match[1])
         if last < first:
             raise ValueError(f"{what}: the range {part.strip()!r} runs backwards; did you mean {last}-{first}?")
         if last - first >= MAX_LISTED:
-            raise ValueError(f"{what}: the range {part.strip()!r} has {last - first + 1:,} numbers; at most {MAX_LISTED:,}")
+            raise ValueError(
+                f"{what}: the range {part.strip()!r} has {last - first + 1:,} numbers; at most {MAX_LISTED:,}"
+            )
         found += range(first, last + 1)
     return found
 

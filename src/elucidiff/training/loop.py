@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -78,7 +79,9 @@ class Trainer:
             loss = loss_at(self.model, y, drawn.sigma, n, self.design.objective.weighting, **conditions)
         if not torch.isfinite(loss).all():
             bad = int((~torch.isfinite(loss)).nonzero()[0])
-            raise TrainingError(f"step {self.step}: the loss is {loss[bad].item()} at sigma = {drawn.sigma[bad].item():.4g}; lower lr")
+            raise TrainingError(
+                f"step {self.step}: the loss is {loss[bad].item()} at sigma = {drawn.sigma[bad].item():.4g}; lower lr"
+            )
         self.optimizer.zero_grad(set_to_none=True)
         loss.mean().backward()
         for group in self.optimizer.param_groups:
@@ -101,7 +104,11 @@ class Trainer:
                 "fingerprint": data.fingerprint(),
                 "heldout": self.config.heldout,
             },
-            "training": {"images_seen": self.images_seen, "seconds": round(seconds, 1), "config": self.config.to_dict()},
+            "training": {
+                "images_seen": self.images_seen,
+                "seconds": round(seconds, 1),
+                "config": self.config.to_dict(),
+            },
         }
 
 
@@ -132,7 +139,9 @@ def train(config: TrainConfig, *, data: Dataset | None = None, progress: bool = 
                 log.write(json.dumps(line) + "\n")
                 log.flush()
                 speed = trainer.images_seen / seconds
-                report(done * config.batch, config.steps * config.batch, f"loss {line['loss']:.4g}, {speed:,.0f} images/s")
+                report(
+                    done * config.batch, config.steps * config.batch, f"loss {line['loss']:.4g}, {speed:,.0f} images/s"
+                )
                 since.clear()
             if _snapshot_due(done, config):
                 _save_snapshot(trainer, run, seconds)
@@ -140,12 +149,18 @@ def train(config: TrainConfig, *, data: Dataset | None = None, progress: bool = 
 
 
 def _snapshot_due(done: int, config: TrainConfig) -> bool:
-    """Snapshots divide the run evenly and include its end."""
-    return done * config.snapshots // config.steps > (done - 1) * config.snapshots // config.steps
+    """Snapshots divide the run evenly and include its end; of those that would share a name the last is written."""
+    if done == config.steps:
+        return True
+    evenly = done * config.snapshots // config.steps > (done - 1) * config.snapshots // config.steps
+    following = math.ceil(config.steps * (done * config.snapshots // config.steps + 1) / config.snapshots)
+    return evenly and _snapshot_name(done, config) != _snapshot_name(following, config)
+
+
+def _snapshot_name(steps: int, config: TrainConfig) -> str:
+    return f"{steps * config.batch // 1000:06d}"
 
 
 def _save_snapshot(trainer: Trainer, run: Path, seconds: float) -> None:
-    name = f"{trainer.images_seen // 1000:06d}"
-    folder = run / "snapshots" / name
-    if not folder.exists():  # a run of less than 1,000 images a snapshot
-        save(trainer.ema.module, folder, design=trainer.design, info=trainer.info(seconds))  # type: ignore[arg-type]
+    folder = run / "snapshots" / _snapshot_name(trainer.step, trainer.config)
+    save(trainer.ema.module, folder, design=trainer.design, info=trainer.info(seconds))  # type: ignore[arg-type]

@@ -1,0 +1,5 @@
+"""python -m elucidiff: the command line."""
+
+from .cli.main import run
+
+run()
