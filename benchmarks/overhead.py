@@ -2,9 +2,9 @@
 
     python benchmarks/overhead.py [--json FILE]
 
-Prints three tables. Step overhead at batch 1: the time of a run with a denoiser that returns a stored tensor, less the
-calls of that denoiser, per step. At batch 64: the loop's share beside the demo's network. Import: `import elucidiff` with
-all its public names, less `import torch`. Medians of interleaved repeats, quartiles as spread.
+Prints three tables. Step overhead at batch 1: the time of a run with a denoiser that returns a stored tensor, less
+the calls of that denoiser, per step. At batch 64: the loop's share beside the demo's network. Import: `import elucidiff`
+with all its public names, less `import torch`. Medians of interleaved repeats, quartiles as spread.
 """
 
 import argparse
@@ -133,6 +133,7 @@ def import_cost(repeats: int) -> dict:
 
 
 def main() -> None:
+    """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--repeats", type=int, default=200)
     parser.add_argument("--json", type=Path)
@@ -147,16 +148,16 @@ def main() -> None:
     print("outside the network, batch 1 (target: at most 100 us a step)")
     for row in result["step_overhead"]:
         print(
-            f"  {row['sampler']:<20} {row['us_per_step']:8.1f} us a step   [{row['low']:.1f}, {row['high']:.1f}]   NFE {row['nfe']}"
+            f"  {row['sampler']:<20} {row['us_per_step']:8.1f} us a step   "
+            f"[{row['low']:.1f}, {row['high']:.1f}]   NFE {row['nfe']}"
         )
     print("\nloop's time in percent of the demo network's, batch 64 (target: at most 5 %)")
     for row in result["share_of_network"]:
-        print(
-            f"  {row['sampler']:<20} {row['percent_of_network']:8.2f} %            [{row['low']:.2f}, {row['high']:.2f}]"
-        )
+        print(f"  {row['sampler']:<20} {row['percent_of_network']:8.2f} %     [{row['low']:.2f}, {row['high']:.2f}]")
     cost = result["import"]
     print(
-        f"\nimport torch {cost['torch_s']:.2f} s; elucidiff and all its names add {cost['extra_s']:.2f} s (target: at most 0.3 s)"
+        f"\nimport torch {cost['torch_s']:.2f} s; elucidiff and all its names add {cost['extra_s']:.2f} s "
+        "(target: at most 0.3 s)"
     )
     if arguments.json:
         arguments.json.write_text(json.dumps(result, indent=2) + "\n")

@@ -9,10 +9,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import shared
 from PIL import Image
 
 import elucidiff as ed
+from conftest import shared
 from elucidiff.cli import parse
 from elucidiff.cli.main import main
 

@@ -57,7 +57,7 @@ def test_empirical_denoiser_of_a_class_uses_the_samples_of_that_class(as_vectors
     asked = torch.tensor([2, 0, 1])
     asked_for = one_hot(asked, 3, 3) if as_vectors else asked
     D = denoiser(x, 0.7, labels=asked_for)
-    expected = torch.stack([softmax_by_hand(row, 0.7, data[CLASSES == k]) for row, k in zip(x, asked, strict=True)])
+    expected = torch.stack([softmax_by_hand(row, 0.7, data[k == CLASSES]) for row, k in zip(x, asked, strict=True)])
     assert denoiser.label_dim == 3
     assert (D - expected).abs().max() <= 1e-12
 

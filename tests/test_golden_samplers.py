@@ -6,9 +6,9 @@ import warnings
 
 import pytest
 import torch
-from conftest import SHARED, shared
 
 import elucidiff as ed
+from conftest import SHARED, shared
 from elucidiff.formulation import iddpm_levels
 
 PATH = SHARED / "data/golden/samplers.json"

@@ -16,8 +16,23 @@ from typing import TYPE_CHECKING, Any
 from ._version import __version__
 
 if TYPE_CHECKING:
-    from . import data, denoiser, design, formulation, metrics, networks, objective, preconditioning, sampler, seeds
-    from . import errors, solvers, timesteps, training
+    from . import (
+        data,
+        denoiser,
+        design,
+        errors,
+        formulation,
+        metrics,
+        models,
+        networks,
+        objective,
+        preconditioning,
+        sampler,
+        seeds,
+        solvers,
+        timesteps,
+        training,
+    )
     from .denoiser import (
         Denoiser,
         EmpiricalDenoiser,
@@ -42,10 +57,7 @@ _HOMES = {
     "sampler": ("Result", "Sampler", "Trajectory", "sample", "sample_states"),
     "training": ("TrainConfig", "train"),
 }  # fmt: skip
-_MODULES = (
-    "data", "denoiser", "design", "errors", "formulation", "metrics", "models", "networks", "objective", "preconditioning",
-    "sampler", "seeds", "solvers", "timesteps", "training",
-)  # fmt: skip
+# Where the names live; all other public names are modules.
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
 
 __all__ = [
@@ -68,19 +80,34 @@ __all__ = [
     "__version__",
     "citation",
     "compare_designs",
+    "data",
+    "denoiser",
+    "design",
+    "errors",
+    "formulation",
     "load",
     "loss",
+    "metrics",
+    "models",
+    "networks",
+    "objective",
+    "preconditioning",
     "sample",
     "sample_states",
+    "sampler",
     "save",
+    "seeds",
+    "solvers",
+    "timesteps",
     "train",
+    "training",
 ]
 
 
 def __getattr__(name: str) -> Any:
     if name in _HOME_OF:
         value = getattr(importlib.import_module(f".{_HOME_OF[name]}", __name__), name)
-    elif name in _MODULES:
+    elif name in __all__:
         value = importlib.import_module(f".{name}", __name__)
     else:
         raise AttributeError(f"module 'elucidiff' has no attribute {name!r}")
@@ -89,4 +116,4 @@ def __getattr__(name: str) -> Any:
 
 
 def __dir__() -> list[str]:
-    return sorted({*__all__, *_MODULES})
+    return sorted(__all__)

@@ -69,9 +69,7 @@ def run_demo(out: Path | None = None, *, images: int | None = None, seed: int = 
     whole = datasets.load("digits")
     trained_on, heldout = whole.split(HELDOUT)
     config = TrainConfig(data="digits", out=str(run), heldout=HELDOUT, images=images or IMAGES, seed=seed)
-    say(
-        f"1/4  training on {len(trained_on)} of the {len(whole)} built-in handwritten digits, for {config.images:,} images"
-    )
+    say(f"1/4  training on {len(trained_on)} of the {len(whole)} built-in digits, for {config.images:,} images")
     train(config, data=whole, progress=True)
     denoiser = cast("Preconditioned", load(run))
     seconds = {"training": time.perf_counter() - started}
@@ -204,8 +202,9 @@ def _scores_section(page: Any, outcome: Outcome) -> None:
     first = outcome.scores["EDM"][0]
     page.section(
         "Scores",
-        f"{first.n} samples each, against {first.n_reference} digits that training never saw. The line of real data is what "
-        f"{first.n} real digits of the training half get against the same reference: a perfect model cannot be told from it.",
+        f"{first.n} samples each, against {first.n_reference} digits that training never saw. The line of real data is "
+        f"what {first.n} real digits of the training half get against the same reference: there a model is as good as "
+        "the data.",
     )
     header = ["sampler", "evaluations", *(s.name for s in outcome.scores["EDM"])]
     rows = []
@@ -215,8 +214,8 @@ def _scores_section(page: Any, outcome: Outcome) -> None:
         rows.append([label, str(outcome.results[name].nfe), *cells])
     rows.append(["real data", "–", *(_shown(s.real) for s in outcome.scores["EDM"])])
     note = (
-        "Features: a digit classifier trained on the held-out half only. Distances depend on the features and on the number "
-        "of samples; compare them with the real line, not with numbers from elsewhere."
+        "Features: a digit classifier trained on the held-out half only. Distances depend on the features and on the "
+        "number of samples; compare them with the real line, not with numbers from elsewhere."
     )
     page.table(header, rows, note=note, numeric={1, 2, 3, 4}, highlight=0)
     bars = [(name, scores[0].value, scores[0].error) for name, scores in outcome.scores.items()]
@@ -233,8 +232,8 @@ def _trajectory_section(page: Any, outcome: Outcome) -> None:
     trajectory = outcome.results["EDM"].trajectory
     page.section(
         "From noise to digit",
-        "Above, the state x as the noise level falls; below, what the denoiser makes of it: D(x; σ), the mean of all digits "
-        "that x could still become.",
+        "Above, the state x as the noise level falls; below, what the denoiser makes of it: D(x; σ), the mean of all "
+        "digits that x could still become.",
     )
     if trajectory is not None and trajectory.x is not None and trajectory.denoised is not None:
         picked = slice(1, 4)
@@ -260,8 +259,8 @@ def _training_section(page: Any, outcome: Outcome) -> None:
     z = (sigma.log() - noise.P_mean) / noise.P_std  # type: ignore[attr-defined]
     page.section(
         "Training",
-        "The loss of Eq. 8 at each noise level, divided by the number of pixels: near 1 at both ends, where nothing can be "
-        "learned, and low in between. The shaded curve is where training puts its effort.",
+        "The loss of Eq. 8 at each noise level, divided by the number of pixels: near 1 at both ends, where nothing can "
+        "be learned, and low in between. The shaded curve is where training puts its effort.",
     )
     page.picture(
         loss_plot(

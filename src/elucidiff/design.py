@@ -23,9 +23,9 @@ class Design(Value):
     `replace` takes the elements themselves (`solver=`, `steps=`, `noise=`, ...) as well as the three records.
     """
 
-    sampler: Sampler = Sampler()  # noqa: RUF009 - values are frozen
-    preconditioning: Preconditioning = networks.EDM()  # noqa: RUF009
-    objective: Objective = Objective()  # noqa: RUF009
+    sampler: Sampler = Sampler()
+    preconditioning: Preconditioning = networks.EDM()
+    objective: Objective = Objective()
     name: str = ""
 
     def replace(self, **elements: Any) -> Design:

@@ -26,7 +26,7 @@ WEIGHTS, DESCRIPTION = "model.safetensors", "model.json"
 
 
 def save(
-    denoiser: Preconditioned, folder: str | Path, *, design: Design | None = None, info: dict[str, Any] | None = None
+    denoiser: Denoiser, folder: str | Path, *, design: Design | None = None, info: dict[str, Any] | None = None
 ) -> Path:
     """Write a model directory: model.safetensors, model.json, manifest.json, all or nothing.
 

@@ -86,8 +86,8 @@ def score_samples(
         scores.append(Score("kd", "kernel distance", kd.value, kd.standard_error, ideal_kd.value, **common))
     if "agreement" in metrics and isinstance(extractor, DigitFeatures) and labels is not None:
         value, error = _agreement(extractor, samples, labels)
-        ideal = None if real_labels is None else _agreement(extractor, real_batch, real_labels)[0]
-        scores.append(Score("agreement", "class agreement", value, error, ideal, **common))
+        ideal_agreement = None if real_labels is None else _agreement(extractor, real_batch, real_labels)[0]
+        scores.append(Score("agreement", "class agreement", value, error, ideal_agreement, **common))
     return scores
 
 

@@ -1,4 +1,4 @@
-"""The commands. Each parses its strings, calls the library, and prints; imports happen inside, so that --help is fast."""
+"""The commands. Each parses its strings, calls the library, and prints; imports inside keep --help fast."""
 
 from __future__ import annotations
 
@@ -212,7 +212,7 @@ def convert(
     if to != "native":
         raise ValueError(unknown("format", to, ["native"]))
     denoiser = load(source)
-    save(denoiser, out)  # type: ignore[arg-type] - save itself refuses what is not a network
+    save(denoiser, out)
     print(f"wrote {out}")
 
 

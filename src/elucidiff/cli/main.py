@@ -51,7 +51,7 @@ def main(argv: list[str]) -> int:
     try:
         arguments, plugins = _expanded([a for a in argv if a != "--debug"])
         with warnings.catch_warnings():
-            warnings.showwarning = _show_warning
+            warnings.showwarning = _show_warning  # type: ignore[assignment]
             for plugin in plugins:
                 _load_plugin(Path(plugin))
             result = app(arguments, prog_name="elucidiff", standalone_mode=False)

@@ -12,8 +12,8 @@ from ..errors import unknown
 
 if TYPE_CHECKING:
     from ..component import Value
-    from ..denoiser import Denoiser
     from ..data import Dataset
+    from ..denoiser import Denoiser
     from ..sampler import Sampler
     from ..training import TrainConfig
 
@@ -51,7 +51,7 @@ def seeds(text: str) -> list[int]:
 
 
 def labels(text: str | None, n: int, denoiser: Denoiser) -> list[int] | None:
-    """Class indices for n samples: one for all, or a list that is repeated: "--labels 0-9" deals the classes in turn."""
+    """Class indices for n samples: one for all, or a list dealt in turn ("0-9")."""
     if text is None:
         return None
     if not denoiser.label_dim:
@@ -69,9 +69,7 @@ def sampler(name: str, denoiser: Denoiser) -> Sampler:
     """
     from ..design import PRESETS, Design
     from ..models import design_of
-    from ..data import Dataset
     from ..sampler import Sampler
-    from ..training import TrainConfig
 
     if name in PRESETS:
         return PRESETS[name].sampler

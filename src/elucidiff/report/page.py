@@ -70,12 +70,14 @@ footer { margin-top: 3.5rem; padding-top: 1rem; border-top: 1px solid var(--line
   font-size: .85rem; }
 @media print {
   :root { --paper: #fff; --ink: #000; --quiet: #444; --line: #bbb; --soft: #fff; --accent: #000; --mark: #eee; }
-  body { padding: 0; max-width: none; font-size: 10pt; }
+  html { font-size: 10pt; }
+  body { padding: 0; max-width: none; }
+  .card img { max-height: 9.5cm; object-fit: contain; object-position: left; }
   nav { display: none; }
   figure, tr, .facts { break-inside: avoid; }
   h2 { break-after: avoid; }
   .scroll { overflow: visible; }
-  pre { padding: 0; font-size: 4.5pt; }
+  pre { padding: 0; font-size: 5.5pt; }
 }
 """
 

@@ -26,8 +26,9 @@ class DPMpp2M(Solver, kind="dpmpp_2m"):
     def step(self, run: Run, x: Tensor, t: float, t_next: float) -> Tensor:
         D = run.denoise(x, t)
         a, b = run.sigma(t), run.sigma(t_next)
-        if run.past and b > 0 and run.sigma(run.past[-1].t) > a:  # churn may lift a above the level of the past
+        if run.past and b > 0:
             last = run.past[-1]
             r = math.log(run.sigma(last.t) / a) / math.log(a / b)
-            D = D + (D - last.denoised) / (2 * r)
+            if r > 0.1:  # churn may lift a to the level of the past or above: nothing to extrapolate from
+                D = D + (D - last.denoised) / (2 * r)
         return run.scale(t_next) * (b / a * (x / run.scale(t)) + (1 - b / a) * D)

@@ -44,6 +44,7 @@ class TrainConfig(Value):
     device: str = "cpu"
 
     def validate(self) -> None:
+        """Raise ValueError where a number is out of its range."""
         for name in ("images", "batch", "snapshots"):
             require(getattr(self, name) >= 1, f"{name}: got {getattr(self, name)}; expected at least 1")
         require(0 < self.lr < math.inf, f"lr: got {self.lr}; expected a number above 0")

@@ -13,7 +13,7 @@ from ..seeds import Stream, keyed_normal, keyed_uniform, permutation
 
 
 class Draws(NamedTuple):
-    """One batch: clean samples y (B, *), labels (B, label_dim) or None, levels sigma (B,) float64, unit noise n (B, *)."""
+    """One batch: y (B, *), labels (B, label_dim) or None, levels sigma (B,) float64, unit noise n (B, *)."""
 
     y: Tensor
     labels: Tensor | None

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 
 def ema_beta(batch: int, halflife: float, images_seen: float, ramp: float | None = 0.05) -> float:
-    """beta = 0.5^(batch / min(halflife, ramp * images_seen)), halflife in images (EDM paper, appendix F.2).
+    """The factor beta = 0.5^(batch / min(halflife, ramp * images_seen)), halflife in images (EDM paper, appendix F.2).
 
     With the ramp the average forgets the first random weights; without images seen it is a copy (beta = 0).
     """

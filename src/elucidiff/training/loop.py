@@ -163,4 +163,4 @@ def _snapshot_name(steps: int, config: TrainConfig) -> str:
 
 def _save_snapshot(trainer: Trainer, run: Path, seconds: float) -> None:
     folder = run / "snapshots" / _snapshot_name(trainer.step, trainer.config)
-    save(trainer.ema.module, folder, design=trainer.design, info=trainer.info(seconds))  # type: ignore[arg-type]
+    save(trainer.ema.module, folder, design=trainer.design, info=trainer.info(seconds))
