@@ -3,8 +3,8 @@
     python benchmarks/overhead.py [--json FILE]
 
 Prints three tables. Step overhead at batch 1: the time of a run with a denoiser that returns a stored tensor, less
-the calls of that denoiser, per step. At batch 64: the loop's share beside the demo's network. Import: `import elucidiff`
-with all its public names, less `import torch`. Medians of interleaved repeats, quartiles as spread.
+the calls of that denoiser, per step. At batch 64: the loop's share beside the demo's network. Import: the package with
+all its public names, less `import torch`. Medians of interleaved repeats, quartiles as spread.
 """
 
 import argparse

@@ -20,6 +20,7 @@ from .design import EDM, IDDPM, VE, VP, citation, compare_designs
 from .files import write_atomically
 from .models import load
 from .networks import Network
+from .objective import LogNormal
 from .progress import bar
 from .sampler import Result, Sampler, sample
 from .seeds import Stream, torch_seeded
@@ -255,18 +256,18 @@ def _training_section(page: Any, outcome: Outcome) -> None:
 
     lines = [json.loads(line) for line in (outcome.run / "metrics.jsonl").read_text().splitlines()]
     sigma = next(iter(outcome.profiles.values())).sigma
-    noise = EDM.objective.noise
-    z = (sigma.log() - noise.P_mean) / noise.P_std  # type: ignore[attr-defined]
+    fine = torch.logspace(-2.7, 1.9, 200, dtype=torch.float64)
+    z = (fine.log() - LogNormal().P_mean) / LogNormal().P_std
     page.section(
         "Training",
-        "The loss of Eq. 8 at each noise level, divided by the number of pixels: near 1 at both ends, where nothing can "
-        "be learned, and low in between. The shaded curve is where training puts its effort.",
+        "The loss of Eq. 8 at each noise level, by pixel: near 1 at both ends, where nothing can be learned, "
+        "and low in between. The shaded curve is where training puts its effort.",
     )
     page.picture(
         loss_plot(
             sigma,
             {name: (profile.mean, profile.error) for name, profile in outcome.profiles.items()},
-            density=(sigma, (-0.5 * z**2).exp()),
+            density=(fine, (-0.5 * z**2).exp()),
         ),
         "Loss per noise level; where the two curves part, the model remembers its training digits.",
         "Loss by noise level, for training and held-out digits",

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
-
 import torch
 from torch import Tensor, nn
 
@@ -23,7 +21,7 @@ class EMA:
 
     def __init__(self, module: nn.Module) -> None:
         self.module = copy.deepcopy(module).eval().requires_grad_(False)
-        self._pairs: tuple[Sequence[Tensor], Sequence[Tensor]] = (
+        self._pairs: tuple[list[Tensor], list[Tensor]] = (
             [p.data for p in self.module.parameters()],
             [p.data for p in module.parameters()],
         )

@@ -7,7 +7,7 @@ import math
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 
@@ -163,4 +163,5 @@ def _snapshot_name(steps: int, config: TrainConfig) -> str:
 
 def _save_snapshot(trainer: Trainer, run: Path, seconds: float) -> None:
     folder = run / "snapshots" / _snapshot_name(trainer.step, trainer.config)
-    save(trainer.ema.module, folder, design=trainer.design, info=trainer.info(seconds))
+    average = cast("Preconditioned", trainer.ema.module)
+    save(average, folder, design=trainer.design, info=trainer.info(seconds))
