@@ -28,6 +28,8 @@ from .training import TrainConfig, train
 
 SAMPLES = 500
 HELDOUT = 0.5
+TRACED = slice(1, 4)  # samples whose way from noise is shown
+SHOWN = 8  # samples a class on the page: three sheets fit side by side
 IMAGES = 200_000
 # The same number of network evaluations, 35, for each: Heun takes two a step and one for the last.
 SAMPLERS: dict[str, Sampler] = {
@@ -96,6 +98,7 @@ def run_demo(out: Path | None = None, *, images: int | None = None, seed: int = 
     outcome = Outcome(run, denoiser, seconds, results, scores, profiles)
     write_atomically(run / "scores.json", (json.dumps(outcome.to_dict(), indent=2) + "\n").encode())
     report = write_report(outcome)
+    say(f"     the whole demo took {time.perf_counter() - started:.0f} s")
     say(f"report: {report.resolve()}")
     return outcome.to_dict()
 
@@ -189,11 +192,9 @@ def _samples_section(page: Any, outcome: Outcome) -> None:
         if name == "untrained":
             continue
         asked = cast("Tensor", result.labels).argmax(1)
-        by_class = torch.cat([result.x[asked == digit][:10] for digit in range(10)])
-        png = sample_sheet(by_class, columns=10, row_labels=[str(d) for d in range(10)])
-        sheets.append(
-            (png, f"{name}, {result.nfe} evaluations", f"100 samples of the digits 0 to 9 by the {name} sampler")
-        )
+        by_class = torch.cat([result.x[asked == digit][:SHOWN] for digit in range(10)])
+        png = sample_sheet(by_class, columns=SHOWN, row_labels=[str(d) for d in range(10)], scale=9)
+        sheets.append((png, f"{name}, {result.nfe} evaluations", f"Samples of the digits 0 to 9 by the {name} sampler"))
     page.pictures(sheets)
 
 
@@ -236,18 +237,23 @@ def _trajectory_section(page: Any, outcome: Outcome) -> None:
         "Above, the state x as the noise level falls; below, what the denoiser makes of it: D(x; σ), the mean of all "
         "digits that x could still become.",
     )
-    if trajectory is not None and trajectory.x is not None and trajectory.denoised is not None:
-        picked = slice(1, 4)
-        page.picture(
-            trajectory_sheet(trajectory.x[:, picked], trajectory.denoised[:, picked], trajectory.sigmas),
-            "Three samples of the EDM sampler along σ.",
-            "States and denoised images at falling noise levels",
-        )
+    if trajectory is None or trajectory.x is None or trajectory.denoised is None:
+        raise ValueError("the report needs results with a recorded trajectory (record=True)")
+    x, denoised = trajectory.x[:, TRACED], trajectory.denoised[:, TRACED]
     levels: dict[str, Tensor] = {name: result.sigmas for name, result in outcome.results.items() if name != "untrained"}
-    page.picture(
-        levels_plot(levels),
-        "Where each sampler spends its steps. VP and VE take 35 Euler steps, EDM 18 Heun steps.",
-        "Noise levels by step of each sampler",
+    page.pictures(
+        [
+            (
+                trajectory_sheet(x, denoised, trajectory.sigmas),
+                "Three samples of the EDM sampler along σ.",
+                "States and denoised images at falling noise levels",
+            ),
+            (
+                levels_plot(levels),
+                "Where each sampler spends its steps. VP and VE take 35 Euler steps, EDM 18 Heun steps.",
+                "Noise levels by step of each sampler",
+            ),
+        ]
     )
 
 
@@ -260,22 +266,24 @@ def _training_section(page: Any, outcome: Outcome) -> None:
     z = (fine.log() - LogNormal().P_mean) / LogNormal().P_std
     page.section(
         "Training",
-        "The loss of Eq. 8 at each noise level, by pixel: near 1 at both ends, where nothing can be learned, "
-        "and low in between. The shaded curve is where training puts its effort.",
+        "The loss of Eq. 8 at each noise level, by pixel. At small σ it is near 1: the digits are hidden in the last "
+        "grain of noise, and nothing can be learned. At large σ what remains is how digits of one class differ. The "
+        "shaded curve is where training puts its effort.",
     )
-    page.picture(
-        loss_plot(
-            sigma,
-            {name: (profile.mean, profile.error) for name, profile in outcome.profiles.items()},
-            density=(fine, (-0.5 * z**2).exp()),
-        ),
-        "Loss per noise level; where the two curves part, the model remembers its training digits.",
-        "Loss by noise level, for training and held-out digits",
-    )
-    page.picture(
-        training_plot([line["images"] for line in lines], [line["loss"] for line in lines]),
-        "Loss during training.",
-        "Training loss by images seen",
+    curves = {name: (profile.mean, profile.error) for name, profile in outcome.profiles.items()}
+    page.pictures(
+        [
+            (
+                loss_plot(sigma, curves, density=(fine, (-0.5 * z**2).exp())),
+                "Loss per noise level; where the two curves part, the model remembers its training digits.",
+                "Loss by noise level, for training and held-out digits",
+            ),
+            (
+                training_plot([line["images"] for line in lines], [line["loss"] for line in lines]),
+                "Loss during training, over all noise levels.",
+                "Training loss by images seen",
+            ),
+        ]
     )
 
 
