@@ -91,6 +91,18 @@ def step_overhead(repeats: int) -> list[dict]:
     return rows
 
 
+def noise_draw(repeats: int) -> float:
+    """Microseconds to draw the noise of one step, which churn does at every one: the part that cannot be saved."""
+    seeds = ed.seeds.Seeds([0])
+
+    def draw():
+        started = time.perf_counter()
+        seeds.normal((3, 32, 32), torch.float64)
+        return (time.perf_counter() - started) * 1e6
+
+    return repeated(draw, repeats)[1]
+
+
 def share_of_network(repeats: int) -> list[dict]:
     """The loop's time over the network's, demo network, batch 64."""
     data = ed.data.load("digits")
@@ -141,6 +153,7 @@ def main() -> None:
     result = {
         "machine": f"{platform.machine()}, {torch.get_num_threads()} threads, torch {torch.__version__}",
         "step_overhead": step_overhead(arguments.repeats),
+        "noise_draw_us": noise_draw(arguments.repeats),
         "share_of_network": share_of_network(arguments.repeats),
         "import": import_cost(7),
     }
@@ -151,6 +164,7 @@ def main() -> None:
             f"  {row['sampler']:<20} {row['us_per_step']:8.1f} us a step   "
             f"[{row['low']:.1f}, {row['high']:.1f}]   NFE {row['nfe']}"
         )
+    print(f"  {'of which noise':<20} {result['noise_draw_us']:8.1f} us a draw (churn only)")
     print("\nloop's time in percent of the demo network's, batch 64 (target: at most 5 %)")
     for row in result["share_of_network"]:
         print(f"  {row['sampler']:<20} {row['percent_of_network']:8.2f} %     [{row['low']:.2f}, {row['high']:.2f}]")

@@ -191,6 +191,11 @@ def test_impossible_parameters_are_refused(bad):
             make()
 
 
+def test_a_rho_that_overflows_is_refused():
+    with pytest.raises(ValueError, match=r"rho: got 0\.01"):
+        Sampler(timesteps=ts.EDM(rho=0.01), sigma_max=1e6)
+
+
 def test_a_fit_of_the_vp_steps_does_not_warn():
     with warnings.catch_warnings():
         warnings.simplefilter("error")

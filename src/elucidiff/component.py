@@ -39,7 +39,7 @@ class Value:
         dataclass(frozen=True)(cls)
 
     def __post_init__(self) -> None:
-        for name, hint in _hints(type(self)).items():
+        for name, hint in _hints(type(self)).items():  # type: ignore[arg-type]  # a class is hashable
             object.__setattr__(self, name, _checked(getattr(self, name), hint, f"{type(self).__name__}.{name}"))
         self.validate()
 
@@ -61,7 +61,7 @@ class Value:
         if not isinstance(data, Mapping):
             raise TypeError(f"{cls.__name__}: got {data!r}; expected an object of fields")
         cls._check_names(data)
-        hints = _hints(cls)
+        hints = _hints(cls)  # type: ignore[arg-type]
         return cls(**{name: _from_json(value, hints.get(name)) for name, value in data.items()})
 
     def save(self, path: str | Path) -> None:
@@ -142,7 +142,7 @@ class Component(Value):
         return super(Component, chosen).from_dict(parameters)
 
     def __str__(self) -> str:
-        parameters = ", ".join(f"{f.name}={_short(getattr(self, f.name))}" for f in fields(self))  # type: ignore[arg-type]
+        parameters = ", ".join(f"{f.name}={_short(getattr(self, f.name))}" for f in fields(self))
         return f"{self.kind}({parameters})" if parameters else self.kind
 
 

@@ -115,11 +115,11 @@ class Preconditioned(Denoiser):
 
     def _coefficients(self, sigma: Tensor, x: Tensor) -> tuple[Any, Any, Any, Tensor]:
         if sigma.ndim == 0:
-            *c, c_noise = _scalar_coefficients(self.preconditioning, float(sigma))
-            return c[0], c[1], c[2], torch.tensor(c_noise, dtype=torch.float64, device=x.device)
-        *c, c_noise = self.preconditioning.coefficients(sigma.double())  # type: ignore[assignment]
-        skip, out, in_ = (like(v.to(x.device, x.dtype), x) for v in c)  # type: ignore[attr-defined]
-        return skip, out, in_, c_noise.to(x.device)  # type: ignore[attr-defined]
+            skip, out, in_, noise = _scalar_coefficients(self.preconditioning, float(sigma))
+            return skip, out, in_, torch.tensor(noise, dtype=torch.float64, device=x.device)
+        *c, c_noise = self.preconditioning.coefficients(sigma.double())
+        c_skip, c_out, c_in = (like(v.to(x.device, x.dtype), x) for v in c)
+        return c_skip, c_out, c_in, c_noise.to(x.device)
 
     def round_sigma(self, sigma: Tensor) -> Tensor:
         return self.preconditioning.round_sigma(sigma)
@@ -161,6 +161,7 @@ class EmpiricalDenoiser(Denoiser):
     """
 
     data: Tensor
+    half_norms: Tensor
     classes: Tensor | None
 
     def __init__(self, data: Tensor, labels: Tensor | None = None, label_dim: int | None = None) -> None:

@@ -30,7 +30,7 @@ class Design(Value):
 
     def replace(self, **elements: Any) -> Design:
         """A copy with some elements replaced, wherever they sit. Raises ValueError for an unknown element."""
-        own = {f.name for f in fields(self)}  # type: ignore[arg-type]
+        own = {f.name for f in fields(self)}
         changed: dict[str, Any] = {k: v for k, v in elements.items() if k in own}
         for record in ("sampler", "objective"):
             value = changed.get(record, getattr(self, record))
@@ -161,7 +161,7 @@ def _parameters(design: Design) -> str:
     seen["sigma_min"] = f"{sampler.sigma_min if sampler.sigma_min is not None else low:.5g}"
     seen["sigma_max"] = f"{sampler.sigma_max if sampler.sigma_max is not None else high:.5g}"
     for role, component in design.components().items():
-        for f in fields(component):  # type: ignore[arg-type]
+        for f in fields(component):
             value = getattr(component, f.name)
             text = f"{value:.5g}" if isinstance(value, float) else str(value)
             if seen.get(f.name, text) == text:

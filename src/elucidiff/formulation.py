@@ -106,8 +106,8 @@ class VP(Schedule, kind="vp"):
         if self.beta_min < 0:
             turn = -self.beta_min / self.beta_d
             warnings.warn(
-                f"VP: beta_min = {self.beta_min:.4g} is negative, so sigma(t) is not monotone below t = {2 * turn:.2g}; "
-                "comparisons near t = 0 hold to about 1e-7 only",
+                f"VP: beta_min = {self.beta_min:.4g} is negative, so sigma(t) is not monotone below "
+                f"t = {2 * turn:.2g}; comparisons near t = 0 hold to about 1e-7 only",
                 stacklevel=4,
             )
 
@@ -142,8 +142,9 @@ class VP(Schedule, kind="vp"):
 
 
 class Cosine(Schedule, kind="cosine"):
-    """The cosine schedule of iDDPM in continuous time: alpha_bar = f(t) / f(0), f = cos^2(pi/2 (t + offset) / (1 + offset)).
+    """The cosine schedule of iDDPM in continuous time.
 
+    alpha_bar = f(t) / f(0), f = cos^2(pi/2 (t + offset) / (1 + offset)),
     sigma = sqrt(1 / alpha_bar - 1), written as a product of sines so that small t keeps its digits
     (Nichol and Dhariwal 2021, Eq. 17).
     """
@@ -217,7 +218,7 @@ class Table(Schedule, kind="table"):
         return _table_levels(self.alpha_bar)
 
     def _piece(self, t: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Where t lies: k, the logarithm of level k, and the slope from there; beyond the last entry the last one goes on."""
+        """Where t lies: k, ln of level k, and the slope from there; beyond the last entry the last slope goes on."""
         logs = self.levels().log()
         k = t.floor().clamp(1, len(logs) - 1).long() - 1
         return k, logs[k], logs[k + 1] - logs[k]
@@ -241,8 +242,8 @@ class SDE(Schedule, kind="sde"):
 
     s(t) = exp(integral of f), sigma(t) = sqrt(integral of g^2 / s^2), by Gauss-Legendre quadrature
     in the
-    variable sqrt(t) (16 panels of 16 nodes: 1e-12 for f and g that are smooth, or smooth in sqrt(t)). f and g map a float64 tensor to one of the
-    same shape. `SDE.scaling()` is the scaling that belongs to it. Python functions have no JSON form.
+    variable sqrt(t) (16 panels of 16 nodes: 1e-12 for f and g that are smooth, or smooth in sqrt(t)).
+    f and g map a float64 tensor to one of the same shape. `SDE.scaling()` is the scaling that belongs to it. Python functions have no JSON form.
     """
 
     formula: ClassVar[str] = "σ(t) = √∫ g²/s², s = exp ∫ f"
@@ -391,7 +392,7 @@ def iddpm_levels(M: int, C1: float, C2: float) -> Tensor:
 
 @functools.lru_cache(maxsize=16)
 def _table_levels(alpha_bar: tuple[float, ...]) -> Tensor:
-    """sqrt((1 - alpha_bar) / alpha_bar), once a table: turning a thousand numbers into a tensor costs more than a step."""
+    """The levels sqrt((1 - alpha_bar) / alpha_bar), once a table: a tensor of a thousand numbers costs more than a step."""
     values = torch.tensor(alpha_bar, dtype=torch.float64)
     return ((1 - values) / values).sqrt()
 

@@ -28,14 +28,14 @@ class NoiseDistribution(Component):
     def __init_subclass__(cls, **options: Any) -> None:
         super().__init_subclass__(**options)
         if "quantile" in cls.__dict__:
-            setattr(cls, "quantile", accepts_numbers(cls.__dict__["quantile"]))  # noqa: B010
+            setattr(cls, "quantile", accepts_numbers(cls.__dict__["quantile"]))
 
     def quantile(self, u: Tensor) -> Tensor:
         """The level below which a fraction u in (0, 1) of the levels lies, float64, of the shape of u."""
         raise NotImplementedError(f"{type(self).__name__} must define quantile(u)")
 
     def sample(self, n: int, generator: torch.Generator | None = None) -> Tensor:
-        """n independent levels, (n,) float64 on the CPU."""
+        """Independent levels, (n,) float64 on the CPU."""
         return self.quantile(torch.rand(n, generator=generator, dtype=torch.float64))
 
 
@@ -147,7 +147,7 @@ class Weighting(Component):
     role: ClassVar[str] = "weighting"
 
     def __call__(self, sigma: Tensor) -> Tensor:
-        """lambda at levels sigma > 0, of the shape of sigma."""
+        """The weight at levels sigma > 0, of the shape of sigma."""
         raise NotImplementedError(f"{type(self).__name__} must define __call__(sigma)")
 
 
@@ -201,8 +201,8 @@ class MinSNR(Weighting, kind="min_snr"):
 class Objective(Value):
     """What training minimises: p(sigma) and lambda(sigma)."""
 
-    noise: NoiseDistribution = LogNormal()  # noqa: RUF009 - components are frozen values
-    weighting: Weighting = EDM()  # noqa: RUF009
+    noise: NoiseDistribution = LogNormal()
+    weighting: Weighting = EDM()
 
 
 def loss(

@@ -53,7 +53,7 @@ class Preconditioning(Component):
 
 
 class EDM(Preconditioning, kind="edm"):
-    """Unit-variance input and target at every sigma, errors amplified as little as possible (EDM paper, appendix B.6)."""
+    """Unit-variance input and target at every sigma, errors amplified as little as possible (EDM paper, B.6)."""
 
     formula_skip: ClassVar[str] = "σ_data²/(σ² + σ_data²)"
     formula_out: ClassVar[str] = "σ σ_data/√(σ² + σ_data²)"
@@ -73,7 +73,7 @@ class EDM(Preconditioning, kind="edm"):
 
 
 class VP(Preconditioning, kind="vp"):
-    """The network predicts the negated unit noise; it is told the time of the VP schedule (Song et al. 2021; Table 1)."""
+    """The network predicts the negated unit noise; it is told the time of the VP schedule (Song et al. 2021)."""
 
     formula_skip: ClassVar[str] = "1"
     formula_out: ClassVar[str] = "−σ"
@@ -200,7 +200,7 @@ class _Scheduled(Preconditioning):
     formula_in: ClassVar[str] = "1/√(σ² + 1)"
     formula_noise: ClassVar[str] = "k σ⁻¹(σ)"
     references: ClassVar[tuple[str, ...]] = ("ddpm",)
-    schedule: formulation.Schedule = formulation.VP()  # noqa: RUF009 - components are frozen values
+    schedule: formulation.Schedule = formulation.VP()
     time_scale: float = 999.0
 
     def validate(self) -> None:
@@ -221,7 +221,7 @@ class Epsilon(_Scheduled, kind="epsilon"):
 
 
 class V(_Scheduled, kind="v"):
-    """The network predicts v: D = alpha x_t - alpha sigma v with alpha = 1 / sqrt(1 + sigma^2) (Salimans and Ho 2022)."""
+    """The network predicts v: D = alpha x_t - alpha sigma v, alpha = 1 / sqrt(1 + sigma^2) (Salimans and Ho 2022)."""
 
     formula_skip: ClassVar[str] = "1/(σ² + 1)"
     formula_out: ClassVar[str] = "−σ/√(σ² + 1)"

@@ -40,16 +40,17 @@ class Sampler(Value):
     `sigma_max` default to the range of the time steps; both are narrowed to what the denoiser supports.
     """
 
-    schedule: formulation.Schedule = formulation.EDM()  # noqa: RUF009 - components are frozen values
-    scaling: formulation.Scaling = formulation.Unscaled()  # noqa: RUF009
-    timesteps: steps_of.TimeSteps = steps_of.EDM()  # noqa: RUF009
-    solver: solvers.Solver = solvers.Heun()  # noqa: RUF009
-    stochasticity: solvers.Stochasticity = solvers.Deterministic()  # noqa: RUF009
+    schedule: formulation.Schedule = formulation.EDM()
+    scaling: formulation.Scaling = formulation.Unscaled()
+    timesteps: steps_of.TimeSteps = steps_of.EDM()
+    solver: solvers.Solver = solvers.Heun()
+    stochasticity: solvers.Stochasticity = solvers.Deterministic()
     steps: int = 18
     sigma_min: float | None = None
     sigma_max: float | None = None
 
     def validate(self) -> None:
+        """Raise ValueError where the steps, the range and the time steps do not fit."""
         require(self.steps >= 1, f"steps: got {self.steps}; expected at least 1")
         self.sigmas()
 
@@ -76,7 +77,8 @@ def check_levels(sigmas: Tensor) -> Tensor:
     sigmas = torch.as_tensor(sigmas, dtype=torch.float64).cpu()
     falling = sigmas.ndim == 1 and len(sigmas) >= 2 and bool((sigmas[1:] < sigmas[:-1]).all())
     require(
-        falling and bool(sigmas[0].isfinite()) and sigmas[-1] == 0, f"time steps must fall strictly to 0, got {sigmas}"
+        falling and bool(sigmas[0].isfinite()) and bool(sigmas[-1] == 0),
+        f"time steps must fall strictly to 0, got {sigmas}",
     )
     return sigmas
 
@@ -115,11 +117,15 @@ class Result:
 
     def provenance(self) -> dict[str, Any]:
         """Everything needed to draw the same samples again, as JSON data."""
+        try:
+            sampler: dict[str, Any] | str = self.sampler.to_dict()
+        except TypeError:  # made of Python functions: it can be named, but not be read back
+            sampler = repr(self.sampler)
         return {
             "elucidiff": __version__,
             "torch": torch.__version__,
             "python": platform.python_version(),
-            "sampler": self.sampler.to_dict(),
+            "sampler": sampler,
             "sigmas": self.sigmas.tolist(),
             "nfe": self.nfe,
             "seconds": round(self.seconds, 3),
@@ -139,11 +145,11 @@ class Result:
             names = _file_names(self.seeds or range(len(self.x)))
             if self.x.ndim == 4 and self.x.shape[1] in (1, 3):
                 for name, x in zip(names, self.x, strict=True):
-                    write_image(new / f"{name}.png", x)
+                    write_image(new / f"{name}.png", x.detach())
             else:
                 import numpy as np
 
-                np.savez(new / "samples.npz", samples=self.x.cpu().numpy())
+                np.savez(new / "samples.npz", samples=self.x.detach().cpu().numpy())
             (new / "samples.json").write_text(json.dumps(notes | self.provenance(), indent=1) + "\n")
         return folder
 
@@ -196,7 +202,7 @@ def sample(
     Raises:
         ValueError: for seeds, labels, shapes or ranges that do not fit, saying what would.
     """
-    sampler = getattr(sampler, "sampler", sampler)
+    sampler = _sampler_of(sampler)
     denoiser = as_denoiser(denoiser)
     batch = _Batch(denoiser, seeds, latents, shape, labels, conditions)
     sigmas = sampler.sigmas(denoiser)
@@ -244,7 +250,7 @@ def sample_states(
     **conditions: Any,
 ) -> Iterator[State]:
     """The same as a generator of States, for streaming and stepping; closing it cancels the run. No gradients."""
-    sampler = getattr(sampler, "sampler", sampler)
+    sampler = _sampler_of(sampler)
     denoiser = as_denoiser(denoiser)
     batch = _Batch(denoiser, seeds, latents, shape, labels, conditions)
     sigmas = sampler.sigmas(denoiser)
@@ -257,6 +263,10 @@ def sample_states(
             if state is None:
                 return
             yield state
+
+
+def _sampler_of(choice: Sampler | Design) -> Sampler:
+    return choice if isinstance(choice, Sampler) else choice.sampler
 
 
 @contextmanager

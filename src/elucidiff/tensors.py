@@ -17,7 +17,7 @@ def as_float64(value: Tensor | float) -> Tensor:
     return torch.as_tensor(value, dtype=torch.float64)
 
 
-def accepts_numbers(method: Callable[[Any, Tensor], Any]) -> Callable[[Any, Tensor | float], Any]:
+def accepts_numbers(method: Callable[[Any, Tensor], Any]) -> Callable[[Any, Any], Any]:
     """Let a formula written for tensors take plain numbers too (they become float64 tensors)."""
 
     @functools.wraps(method)

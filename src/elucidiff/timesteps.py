@@ -52,7 +52,7 @@ def check_range(n: int, sigma_min: float, sigma_max: float) -> None:
 
 
 def fractions(n: int) -> Tensor:
-    """i / (n - 1) for i = 0 .. n - 1, (n,) float64; for n = 1 just 0."""
+    """The fractions i / (n - 1) for i = 0 .. n - 1, (n,) float64; for n = 1 just 0."""
     return torch.arange(n, dtype=torch.float64) / max(n - 1, 1)
 
 
@@ -75,7 +75,12 @@ class EDM(TimeSteps, kind="edm"):
         require(0 < self.rho < math.inf, f"timesteps.EDM.rho: got {self.rho}; expected a number above 0")
 
     def levels(self, n: int, sigma_min: float, sigma_max: float) -> Tensor:
-        a, b = sigma_max ** (1 / self.rho), sigma_min ** (1 / self.rho)
+        try:
+            a, b = sigma_max ** (1 / self.rho), sigma_min ** (1 / self.rho)
+        except OverflowError:
+            raise ValueError(
+                f"timesteps.EDM.rho: got {self.rho:g}; expected more for sigma_max={sigma_max:g}"
+            ) from None
         return pinned((a + fractions(n) * (b - a)) ** self.rho, sigma_min, sigma_max)
 
 
@@ -159,7 +164,7 @@ class Uniform(TimeSteps, kind="uniform"):
 
     formula: ClassVar[str] = "σ(t_i), t_i^{1/p} uniform"
     references: ClassVar[tuple[str, ...]] = ("ddim",)
-    schedule: formulation.Schedule = formulation.VP()  # noqa: RUF009 - components are frozen values
+    schedule: formulation.Schedule = formulation.VP()
     power: float = 1.0
 
     def validate(self) -> None:
@@ -204,7 +209,7 @@ class Fixed(TimeSteps, kind="fixed"):
         return torch.tensor(self.sigmas, dtype=torch.float64)
 
     def __call__(self, n: int, sigma_min: float, sigma_max: float) -> Tensor:
-        """The list with the final 0. Raises ValueError when the request does not fit the list: it is never re-mapped."""
+        """The list with the final 0, never re-mapped. Raises ValueError when the request does not fit it."""
         low, high = self.range()
         require(
             n == len(self.sigmas) and sigma_min <= low and high <= sigma_max,

@@ -45,12 +45,12 @@ class Clock:
         return self._times[sigma]
 
     def grid(self, sigmas: Tensor) -> list[float]:
-        """The times of a decreasing list of levels that ends in 0, with their moments prefetched.
+        """The times of noise levels, 0 for sigma = 0, with their moments computed at once.
 
         The moments carry the listed levels themselves, not sigma(sigma_inv(.)), so that a band test
         on a level is exact and solvers that work in sigma are the same under every schedule.
         """
-        times = torch.cat([self.schedule.sigma_inv(sigmas[:-1]), torch.zeros(1, dtype=torch.float64)])
+        times = torch.where(sigmas == 0, 0.0, self.schedule.sigma_inv(sigmas))
         self.prefetch(times, sigmas)
         self._times.update(zip(sigmas.tolist(), times.tolist(), strict=True))
         return times.tolist()

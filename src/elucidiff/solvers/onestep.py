@@ -44,7 +44,7 @@ class _SecondOrder(Solver):
 
 
 class RK2(_SecondOrder, kind="rk2"):
-    """Second-order Runge-Kutta with free alpha in (0, 1]: 1 Heun, 1/2 midpoint, 2/3 Ralston (EDM paper, Algorithm 3)."""
+    """Second-order Runge-Kutta with free alpha in (0, 1]: 1 Heun, 1/2 midpoint, 2/3 Ralston (EDM paper, Alg. 3)."""
 
     formula: ClassVar[str] = "2nd-order Runge–Kutta, α"
     alpha: float = 1.0

@@ -102,7 +102,10 @@ class Run:
         return torch.sub(moment.x_weight * x, self.denoise(x, t), alpha=moment.D_weight)
 
     def renoise(self, x: Tensor, t: float, t_up: float, S_noise: float = 1.0) -> Tensor:
-        """x raised from time t to the noisier t_up by fresh noise of standard deviation s_up S_noise sqrt(sigma_up^2 - sigma^2)."""
+        """The state x at time t raised to the noisier t_up by fresh noise.
+
+        Its standard deviation is s_up S_noise sqrt(sigma_up^2 - sigma^2).
+        """
         a, b = self.clock.at(t), self.clock.at(t_up)
         std = max(b.sigma**2 - a.sigma**2, 0.0) ** 0.5
         return torch.add((b.s / a.s) * x, self.fresh_noise(x), alpha=std * b.s * S_noise)
@@ -117,6 +120,8 @@ class Run:
         """The loop, once: from x at sigmas[0] down to 0, one State a step."""
         times = self.clock.grid(sigmas)
         self.steps = len(times) - 1
+        if visited := stochasticity.visits(sigmas.tolist()):
+            self.clock.grid(self.denoiser.round_sigma(torch.tensor(visited, dtype=torch.float64)))
         for i, (t, t_next) in enumerate(pairwise(times)):
             self._first = None
             x_hat, t_hat = stochasticity.lift(self, x, t)  # e.g. Algorithm 2, lines 4-6

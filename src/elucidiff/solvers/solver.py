@@ -32,6 +32,10 @@ class Stochasticity(Component):
         """The state and time from which the solver steps."""
         return x, t
 
+    def visits(self, sigmas: list[float]) -> list[float]:
+        """Noise levels it will visit beside the listed ones; for speed only, so that they are computed in one go."""
+        return []
+
     def aim(self, run: Run, t: float, t_next: float) -> float:
         """The time to which the solver steps."""
         return t_next

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from itertools import pairwise
 from typing import ClassVar
 
 from torch import Tensor
@@ -42,20 +43,29 @@ class Churn(Stochasticity, kind="churn"):
         )
         require(0 <= self.S_noise < math.inf, f"Churn.S_noise: got {self.S_noise}; expected a number of at least 0")
 
+    def _raised(self, sigma: float, steps: int) -> float:
+        """The level sigma_hat."""
+        gamma = min(self.S_churn / steps, math.sqrt(2) - 1) if self.S_min <= sigma <= self.S_max else 0.0
+        return sigma * (1 + gamma)
+
+    def visits(self, sigmas: list[float]) -> list[float]:
+        return [self._raised(sigma, len(sigmas) - 1) for sigma in sigmas[:-1]]
+
     def lift(self, run: Run, x: Tensor, t: float) -> tuple[Tensor, float]:
         sigma = run.sigma(t)
-        gamma = min(self.S_churn / run.steps, math.sqrt(2) - 1) if self.S_min <= sigma <= self.S_max else 0.0
-        if gamma == 0:
+        sigma_hat = self._raised(sigma, run.steps)
+        if sigma_hat == sigma:
             run.fresh_noise(x)
             return x, t
-        t_hat = run.time(run.round(sigma * (1 + gamma)))
+        t_hat = run.time(run.round(sigma_hat))
         return run.renoise(x, t, t_hat, self.S_noise), t_hat
 
 
 class Ancestral(Stochasticity, kind="ancestral"):
     """Step below the next level and add noise up to it: the ancestral sampling of DDPM; eta = 0 is the ODE.
 
-    sigma_up = min(sigma_next, eta sqrt(sigma_next^2 (sigma^2 - sigma_next^2) / sigma^2)) (Song, Meng and Ermon 2021, Eq. 16).
+    sigma_up = min(sigma_next, eta sqrt(sigma_next^2 (sigma^2 - sigma_next^2) / sigma^2))
+    (Song, Meng and Ermon 2021, Eq. 16).
     """
 
     formula: ClassVar[str] = "σ_up = η √(σ₊² (σ² − σ₊²)/σ²)"
@@ -66,10 +76,18 @@ class Ancestral(Stochasticity, kind="ancestral"):
     def validate(self) -> None:
         require(0 <= self.eta < math.inf, f"Ancestral.eta: got {self.eta}; expected a number of at least 0")
 
+    def _lowered(self, a: float, b: float) -> float:
+        """The level below b = sigma_next to which a step from a goes."""
+        up = min(b, self.eta * b * math.sqrt(max(a**2 - b**2, 0)) / a)
+        return math.sqrt(b**2 - up**2) if up > 0 else b
+
+    def visits(self, sigmas: list[float]) -> list[float]:
+        return [self._lowered(a, b) for a, b in pairwise(sigmas)]
+
     def aim(self, run: Run, t: float, t_next: float) -> float:
         a, b = run.sigma(t), run.sigma(t_next)
-        up = min(b, self.eta * b * math.sqrt(max(a**2 - b**2, 0)) / a)
-        return t_next if up == 0 else run.time(math.sqrt(b**2 - up**2))
+        down = self._lowered(a, b)
+        return t_next if down == b else run.time(down)
 
     def drop(self, run: Run, x: Tensor, t: float, t_next: float) -> Tensor:
         down = self.aim(run, t, t_next)
