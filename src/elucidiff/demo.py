@@ -192,10 +192,16 @@ def _samples_section(page: Any, outcome: Outcome) -> None:
         if name == "untrained":
             continue
         asked = cast("Tensor", result.labels).argmax(1)
-        by_class = torch.cat([result.x[asked == digit][:SHOWN] for digit in range(10)])
+        by_class = torch.cat([_row(result.x[asked == digit]) for digit in range(10)])
         png = sample_sheet(by_class, columns=SHOWN, row_labels=[str(d) for d in range(10)], scale=9)
         sheets.append((png, f"{name}, {result.nfe} evaluations", f"Samples of the digits 0 to 9 by the {name} sampler"))
     page.pictures(sheets)
+
+
+def _row(images: Tensor) -> Tensor:
+    """The first SHOWN images, white ones where there are fewer."""
+    missing = max(SHOWN - len(images), 0)
+    return torch.cat([images[:SHOWN], images.new_ones(missing, *images.shape[1:])])
 
 
 def _scores_section(page: Any, outcome: Outcome) -> None:

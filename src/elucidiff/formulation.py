@@ -241,9 +241,9 @@ class SDE(Schedule, kind="sde"):
     """The process dx = f(t) x dt + g(t) dw, given f and g (EDM paper, Eq. 16-22).
 
     s(t) = exp(integral of f), sigma(t) = sqrt(integral of g^2 / s^2), by Gauss-Legendre quadrature
-    in the
-    variable sqrt(t) (16 panels of 16 nodes: 1e-12 for f and g that are smooth, or smooth in sqrt(t)).
-    f and g map a float64 tensor to one of the same shape. `SDE.scaling()` is the scaling that belongs to it. Python functions have no JSON form.
+    in the variable sqrt(t): 16 panels of 16 nodes, 1e-12 for f and g that are smooth in t or in
+    sqrt(t). f and g map a float64 tensor to one of the same shape. `SDE.scaling()` is the scaling
+    that belongs to it. Python functions have no JSON form.
     """
 
     formula: ClassVar[str] = "σ(t) = √∫ g²/s², s = exp ∫ f"
@@ -392,7 +392,7 @@ def iddpm_levels(M: int, C1: float, C2: float) -> Tensor:
 
 @functools.lru_cache(maxsize=16)
 def _table_levels(alpha_bar: tuple[float, ...]) -> Tensor:
-    """The levels sqrt((1 - alpha_bar) / alpha_bar), once a table: a tensor of a thousand numbers costs more than a step."""
+    """The levels sqrt((1 - alpha_bar) / alpha_bar), once a table: a tensor of 1,000 numbers costs more than a step."""
     values = torch.tensor(alpha_bar, dtype=torch.float64)
     return ((1 - values) / values).sqrt()
 

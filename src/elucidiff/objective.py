@@ -28,7 +28,7 @@ class NoiseDistribution(Component):
     def __init_subclass__(cls, **options: Any) -> None:
         super().__init_subclass__(**options)
         if "quantile" in cls.__dict__:
-            setattr(cls, "quantile", accepts_numbers(cls.__dict__["quantile"]))
+            setattr(cls, "quantile", accepts_numbers(cls.__dict__["quantile"]))  # noqa: B010
 
     def quantile(self, u: Tensor) -> Tensor:
         """The level below which a fraction u in (0, 1) of the levels lies, float64, of the shape of u."""
