@@ -14,6 +14,7 @@ FLOORS = {
     4: "denoiser",
     4.5: "objective",
     5: "solvers guidance adapters",
+    5.5: "request result",
     6: "sampler",
     7: "design",
     7.5: "models",

@@ -44,7 +44,8 @@ if TYPE_CHECKING:
     from .design import EDM, IDDPM, VE, VP, Design, citation, compare_designs
     from .models import load, save
     from .objective import Objective, loss
-    from .sampler import Result, Sampler, Trajectory, sample, sample_states
+    from .result import Result, Trajectory
+    from .sampler import Sampler, sample, sample_states
     from .training import TrainConfig, train
 
 _HOMES = {
@@ -54,7 +55,8 @@ _HOMES = {
     "design": ("EDM", "IDDPM", "VE", "VP", "Design", "citation", "compare_designs"),
     "models": ("load", "save"),
     "objective": ("Objective", "loss"),
-    "sampler": ("Result", "Sampler", "Trajectory", "sample", "sample_states"),
+    "result": ("Result", "Trajectory"),
+    "sampler": ("Sampler", "sample", "sample_states"),
     "training": ("TrainConfig", "train"),
 }  # fmt: skip
 # Where the names live; all other public names are modules.

@@ -22,7 +22,8 @@ from .models import load
 from .networks import Network
 from .objective import LogNormal
 from .progress import bar
-from .sampler import Result, Sampler, sample
+from .result import Result
+from .sampler import Sampler, sample
 from .seeds import Stream, torch_seeded
 from .training import TrainConfig, train
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -304,6 +305,18 @@ class FixedBatch(Denoiser):
             D = self.denoiser(part(x), part(sigma), **{k: part(v) for k, v in conditions.items()})
             parts.append(D[: n - start])
         return torch.cat(parts)
+
+
+@contextmanager
+def evaluation_mode(denoiser: Denoiser) -> Iterator[None]:
+    """Within the block no module trains (dropout off); every module gets its own mode back afterwards."""
+    training = [module for module in denoiser.modules() if module.training]
+    denoiser.eval()
+    try:
+        yield
+    finally:
+        for module in training:
+            module.training = True
 
 
 def as_denoiser(denoiser: Denoiser | Callable[..., Tensor]) -> Denoiser:

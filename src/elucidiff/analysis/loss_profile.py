@@ -8,9 +8,8 @@ import torch
 from torch import Tensor
 
 from ..data import Dataset
-from ..denoiser import Denoiser
+from ..denoiser import Denoiser, evaluation_mode
 from ..objective import Weighting, loss_at
-from ..sampler import evaluation_mode
 from ..seeds import Stream, keyed_normal
 
 

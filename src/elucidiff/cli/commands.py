@@ -10,10 +10,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from . import show
+
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from ..analysis import Score
     from ..data import Dataset
     from ..denoiser import Denoiser
     from ..sampler import Sampler
@@ -55,7 +56,7 @@ def table1(as_json: JsonOption = False) -> None:
     from ..design import PRESETS, compare_designs
 
     if as_json:
-        _print_json({name: design.to_dict() for name, design in PRESETS.items()})
+        show.as_json({name: design.to_dict() for name, design in PRESETS.items()})
     else:
         print(compare_designs(*PRESETS.values()))
 
@@ -113,9 +114,11 @@ def sample(
     )
     result.save(out, model=model)
     if grid is not None:
-        _write_grid(grid, result.x)
+        show.write_grid(grid, result.x)
     if as_json:
-        _print_json({"out": str(out), "samples": len(result.x), "nfe": result.nfe, "seconds": round(result.seconds, 3)})
+        show.as_json(
+            {"out": str(out), "samples": len(result.x), "nfe": result.nfe, "seconds": round(result.seconds, 3)}
+        )
     else:
         print(f"{len(result.x)} samples in {out} (NFE {result.nfe} each, {result.seconds:.1f} s)")
 
@@ -126,9 +129,9 @@ def inspect(data: DataArg, as_json: JsonOption = False) -> None:
     Example: elucidiff inspect digits
     """
     if _is_model(data):
-        _inspect_model(data, as_json)
+        show.model(_load(data, "cpu"), data, machine=as_json)
     else:
-        _inspect_data(data, as_json)
+        show.data(_read_data(data), data, machine=as_json)
 
 
 def train(
@@ -157,7 +160,7 @@ def train(
     config = parse.apply_training_settings(config, settings or [], dataset)
     run = train_model(config, data=dataset, progress=True)
     if as_json:
-        _print_json({"run": str(run), "images": config.steps * config.batch})
+        show.as_json({"run": str(run), "images": config.steps * config.batch})
     else:
         print(f"trained on {config.steps * config.batch:,} images: {run}\nnext: elucidiff sample {run} --out samples")
 
@@ -192,9 +195,9 @@ def evaluate(
         facts |= more
     scores = score_samples(samples, reference, real, labels=asked, metrics=[m.strip() for m in metrics.split(",")])
     if as_json:
-        _print_json(facts | {"scores": [s.to_dict() for s in scores]})
+        show.as_json(facts | {"scores": [s.to_dict() for s in scores]})
     else:
-        _print_scores(scores, reference)
+        show.scores(scores, reference)
 
 
 def convert(
@@ -232,7 +235,7 @@ def demo(
         out, images=images, seed=seed, say=lambda text: print(text, file=sys.stderr if as_json else sys.stdout)
     )
     if as_json:
-        _print_json(outcome)
+        show.as_json(outcome)
 
 
 ALL: dict[str, Callable[..., None]] = {
@@ -244,10 +247,6 @@ ALL: dict[str, Callable[..., None]] = {
     "evaluate": evaluate,
     "convert": convert,
 }
-
-
-def _print_json(value: Any) -> None:
-    print(json.dumps(value, indent=2))
 
 
 def _load(model: str, device: str) -> Denoiser:
@@ -344,93 +343,3 @@ def _npz_samples(path: Path) -> Tensor:
 
     with np.load(path, allow_pickle=False) as arrays:
         return torch.from_numpy(arrays["samples"])
-
-
-def _print_scores(scores: list[Score], reference: Dataset) -> None:
-    from rich.console import Console
-    from rich.table import Table
-
-    first = scores[0] if scores else None
-    table = Table(
-        title=f"{first.n} samples against {first.n_reference} held-out of {reference.name}" if first else None
-    )
-    for column in ("score", "samples", "real data", "features"):
-        table.add_column(column, justify="left" if column in ("score", "features") else "right")
-    for s in scores:
-        error = "" if s.error is None else f" ± {s.error:.2g}"
-        table.add_row(s.name, f"{s.value:.4g}{error}", "" if s.real is None else f"{s.real:.4g}", s.features)
-    Console().print(table)
-
-
-def _write_grid(path: Path, x: Tensor) -> None:
-    from ..data.writing import contact_sheet, write_image
-
-    if x.ndim != 4 or x.shape[1] not in (1, 3):
-        raise ValueError(f"--grid: samples of shape {tuple(x.shape[1:])} are not images")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_image(path, contact_sheet(x))
-
-
-def _inspect_data(source: str, as_json: bool) -> None:
-    import numpy as np
-
-    from ..design import EDM
-    from ..networks import for_shape
-
-    data = _read_data(source)
-    sigma_data = data.sigma_data()
-    network = for_shape(data.shape)
-    facts: dict[str, Any] = {
-        "samples": len(data),
-        "shape": list(data.shape),
-        "kind": "images of 256 levels" if data.is_image else "float arrays",
-        "mean": round(data.mean(), 6),
-        "sigma_data": round(sigma_data, 6),
-        "classes": data.label_dim or None,
-        "class names": list(data.classes) if data.classes else None,
-        "samples a class": np.bincount(data.labels).tolist()
-        if data.labels is not None and data.labels.ndim == 1
-        else None,
-        "fingerprint": data.fingerprint(),
-        "network": network.to_dict(),
-        "parameters": sum(p.numel() for p in network.build(data.shape, data.label_dim).parameters()),
-    }
-    if as_json:
-        _print_json(facts | {"design": EDM.with_sigma_data(sigma_data).to_dict()})
-        return
-    _print_facts(f"data: {source}", facts)
-    print(f"\nThe training design that follows:\n{EDM.with_sigma_data(sigma_data)}")
-
-
-def _inspect_model(source: str, as_json: bool) -> None:
-    from ..denoiser import Preconditioned
-    from ..models import design_of
-
-    denoiser = _load(source, "cpu")
-    facts: dict[str, Any] = {
-        "denoiser": type(denoiser).__name__,
-        "shape": list(denoiser.shape or ()),
-        "classes": denoiser.label_dim or None,
-        "noise levels": [denoiser.sigma_min, "inf" if denoiser.sigma_max == float("inf") else denoiser.sigma_max],
-    }
-    if isinstance(denoiser, Preconditioned) and denoiser.network_config is not None:
-        facts["network"] = denoiser.network_config.to_dict()
-        facts["parameters"] = sum(p.numel() for p in denoiser.parameters())
-        facts |= {k: v for k, v in denoiser.info.items() if k != "design"}
-    design = design_of(denoiser)
-    if as_json:
-        _print_json(facts | ({"design": design.to_dict()} if design else {}))
-        return
-    _print_facts(f"model: {source}", facts)
-    if design:
-        print(f"\nTrained with:\n{design}")
-
-
-def _print_facts(title: str, facts: dict[str, Any]) -> None:
-    print(title)
-    for name, value in facts.items():
-        if value is None:
-            continue
-        if isinstance(value, dict):
-            value = ", ".join(f"{k}={v}" for k, v in value.items() if not isinstance(v, dict))
-        print(f"  {name:<16} {value}")
