@@ -80,8 +80,9 @@ class Request:
         if labels is not None:
             conditions["labels"] = labels.to(self.device)
         run = Run(denoiser, sampler.schedule, sampler.scaling, noise, conditions, sampler.solver.memory)
-        if noise is None and sampler.stochasticity.draws:
-            raise ValueError(f"stochasticity {sampler.stochasticity.kind!r} draws noise: give seeds= beside latents=")
+        drawing = [element for element in (sampler.solver, sampler.stochasticity) if element.draws]
+        if noise is None and drawing:
+            raise ValueError(f"{drawing[0].role} {drawing[0].kind!r} draws noise: give seeds= beside latents=")
         t = run.clock.grid(sigmas)[0]
         if dtype == torch.float64:
             dtype = widest_dtype(self.device)

@@ -27,6 +27,7 @@ class Sampler(Value):
 
     `steps` counts the noise levels above 0 (NFE = 2 steps - 1 with Heun). `sigma_min` and
     `sigma_max` default to the range of the time steps; both are narrowed to what the denoiser supports.
+    `to_zero=False` ends at the last level instead of 0 and leaves its noise in the samples.
     """
 
     schedule: formulation.Schedule = formulation.EDM()
@@ -37,10 +38,15 @@ class Sampler(Value):
     steps: int = 18
     sigma_min: float | None = None
     sigma_max: float | None = None
+    to_zero: bool = True
 
     def validate(self) -> None:
         """Raise ValueError where the steps, the range and the time steps do not fit."""
         require(self.steps >= 1, f"steps: got {self.steps}; expected at least 1")
+        require(
+            self.to_zero or self.steps >= 2,
+            "steps: one level without a step to 0 leaves nothing to do; expected 2 or more",
+        )
         self.sigmas()
 
     def _asked_range(self) -> tuple[float, float]:
@@ -50,15 +56,18 @@ class Sampler(Value):
     def sigmas(self, denoiser: Denoiser | None = None) -> Tensor:
         """The noise levels visited, (steps + 1,) float64 with the final 0; rounded to the denoiser's own levels.
 
+        Without the 0, (steps,), when `to_zero` is False.
+
         Levels that round to the same one are visited once. Raises ValueError when the asked range
         and the denoiser's do not overlap.
         """
         low, high = self._asked_range()
-        if denoiser is None:
-            return check_levels(self.timesteps(self.steps, low, high))
-        low, high = max(low, denoiser.sigma_min), min(high, denoiser.sigma_max)
+        if denoiser is not None:
+            low, high = max(low, denoiser.sigma_min), min(high, denoiser.sigma_max)
         sigmas = check_levels(self.timesteps(self.steps, low, high))
-        return torch.unique_consecutive(torch.cat([denoiser.round_sigma(sigmas[:-1]), sigmas[-1:]]))
+        if denoiser is not None:
+            sigmas = torch.unique_consecutive(torch.cat([denoiser.round_sigma(sigmas[:-1]), sigmas[-1:]]))
+        return sigmas if self.to_zero else sigmas[:-1]
 
 
 def check_levels(sigmas: Tensor) -> Tensor:
@@ -112,12 +121,12 @@ def sample(
     """
     sampler, denoiser = _sampler_of(sampler), as_denoiser(denoiser)
     request = Request(denoiser, seeds, latents, shape, labels, conditions)
-    parts = list(request.parts(batch_size))
+    parts = list(request.parts(1 if sampler.solver.adaptive else batch_size))
     if len(parts) > 1 and not isinstance(denoiser, FixedBatch):
         denoiser = FixedBatch(denoiser, parts[0].stop)  # the last batch may be short
     sigmas = sampler.sigmas(denoiser)
     started = time.perf_counter()
-    xs, all_labels, trajectories = [], [], []
+    xs, all_labels, trajectories, nfe = [], [], [], 0
     with torch.set_grad_enabled(grad), evaluation_mode(denoiser), bar("sampling", progress) as report:
         for part in parts:
             run, x, part_labels = request.start(denoiser, sampler, part, sigmas, dtype)
@@ -131,13 +140,14 @@ def sample(
                 done = part.start * state.steps + (part.stop - part.start) * (state.i + 1)
                 report(done, request.n * state.steps)
             xs.append(x)
+            nfe = max(nfe, run.nfe)
             all_labels.append(part_labels)
             trajectories.append(recorder.trajectory())
     kept = [t for t in trajectories if t is not None]
     known = [part_labels for part_labels in all_labels if part_labels is not None]
     return Result(
         x=torch.cat(xs),
-        nfe=run.nfe,
+        nfe=nfe,
         seconds=time.perf_counter() - started,
         seeds=request.seeds,
         labels=torch.cat(known) if known else None,

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
@@ -22,11 +22,12 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Past:
-    """One earlier step, as multistep solvers remember it: D at (t, x)."""
+    """One earlier step, as multistep solvers remember it: D at (t, x), and what the step chose to keep."""
 
     t: float
     x: Tensor
     denoised: Tensor
+    kept: Mapping[str, Tensor] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -68,6 +69,7 @@ class Run:
         self.steps = 0
         self.nfe = 0
         self._first: Tensor | None = None  # D of the step's first evaluation
+        self._kept: dict[str, Tensor] = {}
 
     def sigma(self, t: float) -> float:
         """The noise level at time t."""
@@ -96,10 +98,18 @@ class Run:
 
     def velocity(self, x: Tensor, t: float) -> Tensor:
         """dx/dt = (s'/s + sigma'/sigma) x - (s sigma'/sigma) D(x/s; sigma), Eq. 4. Undefined at sigma = 0."""
-        moment = self.clock.at(t)
-        if moment.sigma == 0:
+        if self.clock.at(t).sigma == 0:
             raise ValueError("velocity at sigma = 0 is undefined: a step to 0 ends with Euler (EDM paper, Algorithm 1)")
-        return torch.sub(moment.x_weight * x, self.denoise(x, t), alpha=moment.D_weight)
+        return self.velocity_of(x, t, self.denoise(x, t))
+
+    def velocity_of(self, x: Tensor, t: float, denoised: Tensor) -> Tensor:
+        """The same for a D that is known, e.g. of a past step: `run.velocity_of(last.x, last.t, last.denoised)`."""
+        moment = self.clock.at(t)
+        return torch.sub(moment.x_weight * x, denoised, alpha=moment.D_weight)
+
+    def keep(self, name: str, value: Tensor) -> None:
+        """Leave a tensor for the steps that follow: `run.past[-1].kept[name]`. Solvers themselves hold no state."""
+        self._kept[name] = value
 
     def renoise(self, x: Tensor, t: float, t_up: float, S_noise: float = 1.0) -> Tensor:
         """The state x at time t raised to the noisier t_up by fresh noise.
@@ -117,16 +127,29 @@ class Run:
         return self.noise.normal(x.shape[1:], x.dtype, x.device)
 
     def states(self, x: Tensor, sigmas: Tensor, solver: Solver, stochasticity: Stochasticity) -> Iterator[State]:
-        """The loop, once: from x at sigmas[0] down to 0, one State a step."""
+        """The loop, once: from x at sigmas[0] down to the last level, one State a step."""
+        times = self.begin(sigmas, stochasticity)
+        for i, (t, t_next) in enumerate(pairwise(times)):
+            state = self.advance(i, x, t, t_next, solver, stochasticity)
+            x = state.x
+            yield state
+
+    def begin(self, sigmas: Tensor, stochasticity: Stochasticity) -> list[float]:
+        """The times of the levels; everything that depends on time alone is computed here, in one go."""
         times = self.clock.grid(sigmas)
         self.steps = len(times) - 1
         if visited := stochasticity.visits(sigmas.tolist()):
             self.clock.grid(self.denoiser.round_sigma(torch.tensor(visited, dtype=torch.float64)))
-        for i, (t, t_next) in enumerate(pairwise(times)):
-            self._first = None
-            x_hat, t_hat = stochasticity.lift(self, x, t)  # e.g. Algorithm 2, lines 4-6
-            x = solver.step(self, x_hat, t_hat, stochasticity.aim(self, t_hat, t_next))
-            x = stochasticity.drop(self, x, t_hat, t_next)  # e.g. ancestral
-            denoised = self._first if self._first is not None else x_hat
-            self.past.append(Past(t_hat, x_hat, denoised))
-            yield State(i, self.steps, t_next, self.sigma(t_next), x, self.sigma(t_hat), denoised, self.nfe)
+        return times
+
+    def advance(
+        self, i: int, x: Tensor, t: float, t_next: float, solver: Solver, stochasticity: Stochasticity
+    ) -> State:
+        """Step i, from x at time t to t_next."""
+        self._first, self._kept = None, {}
+        x_hat, t_hat = stochasticity.lift(self, x, t)  # e.g. Algorithm 2, lines 4-6
+        x = solver.step(self, x_hat, t_hat, stochasticity.aim(self, t_hat, t_next))
+        x = stochasticity.drop(self, x, t_hat, t_next)  # e.g. ancestral
+        denoised = self._first if self._first is not None else x_hat
+        self.past.append(Past(t_hat, x_hat, denoised, self._kept))
+        return State(i, self.steps, t_next, self.sigma(t_next), x, self.sigma(t_hat), denoised, self.nfe)

@@ -16,6 +16,8 @@ class Solver(Component):
     role: ClassVar[str] = "solver"
     memory: ClassVar[int] = 0  # how many past steps `run.past` keeps
     order: ClassVar[int] = 1  # of convergence, in the number of steps
+    draws: ClassVar[bool] = False  # whether it draws noise and so needs seeds
+    adaptive: ClassVar[bool] = False  # whether its path depends on x: then each sample runs alone, for its own sake
 
     def step(self, run: Run, x: Tensor, t: float, t_next: float) -> Tensor:
         """The state at time t_next given x (B, *) at time t > t_next."""
