@@ -6,6 +6,7 @@ import warnings
 import pytest
 import torch
 
+import elucidiff as ed
 from elucidiff import formulation as fm
 from elucidiff import timesteps as ts
 from elucidiff.sampler import Sampler
@@ -243,3 +244,11 @@ class Rising(ts.TimeSteps):
 def test_a_rule_of_the_users_that_does_not_fall_is_refused():
     with pytest.raises(ValueError, match="fall strictly"):
         Sampler(timesteps=Rising())
+
+
+def test_a_fixed_list_brings_its_number_of_steps_when_it_replaces_others():
+    listed = ts.Fixed((80.0, 1.0, 0.1))
+    assert Sampler().replace(timesteps=listed).steps == 3
+    assert ed.EDM.replace(timesteps=listed).sampler.sigmas().tolist() == [80, 1, 0.1, 0]
+    with pytest.raises(ValueError, match="3 levels"):
+        Sampler().replace(timesteps=listed, steps=4)

@@ -49,6 +49,13 @@ class Sampler(Value):
         )
         self.sigmas()
 
+    def replace(self, **elements: Any) -> Sampler:
+        """A copy with some elements replaced; a fixed list of levels brings its own number of steps."""
+        listed = elements.get("timesteps")
+        if isinstance(listed, steps_of.Fixed):
+            elements.setdefault("steps", len(listed.sigmas))
+        return super().replace(**elements)
+
     def _asked_range(self) -> tuple[float, float]:
         low, high = self.timesteps.range()
         return low if self.sigma_min is None else self.sigma_min, high if self.sigma_max is None else self.sigma_max

@@ -198,6 +198,8 @@ def evaluate(
         show.as_json(facts | {"scores": [s.to_dict() for s in scores]})
     else:
         show.scores(scores, reference)
+        if "nfe" in facts:
+            print(f"NFE {facts['nfe']}, seeds {facts['seeds'][0]} to {facts['seeds'][1]}; the sampler: --json")
 
 
 def convert(
