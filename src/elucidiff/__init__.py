@@ -17,6 +17,7 @@ from ._version import __version__
 
 if TYPE_CHECKING:
     from . import (
+        adapters,
         data,
         denoiser,
         design,
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
         solvers,
         timesteps,
         training,
+        tuning,
     )
     from .denoiser import (
         Denoiser,
@@ -42,22 +44,26 @@ if TYPE_CHECKING:
         Preconditioned,
     )
     from .design import EDM, IDDPM, VE, VP, Design, citation, compare_designs
+    from .drive import Drive
     from .models import load, save
     from .objective import Objective, loss
     from .result import Result, Trajectory
     from .sampler import Sampler, sample, sample_states
     from .training import TrainConfig, train
+    from .tuning import steps_by_dynamic_programming, steps_by_equal_error
 
 _HOMES = {
     "denoiser": (
         "Denoiser", "EmpiricalDenoiser", "FixedBatch", "GaussianDenoiser", "GaussianMixtureDenoiser", "Preconditioned",
     ),
     "design": ("EDM", "IDDPM", "VE", "VP", "Design", "citation", "compare_designs"),
+    "drive": ("Drive",),
     "models": ("load", "save"),
     "objective": ("Objective", "loss"),
     "result": ("Result", "Trajectory"),
     "sampler": ("Sampler", "sample", "sample_states"),
     "training": ("TrainConfig", "train"),
+    "tuning": ("steps_by_dynamic_programming", "steps_by_equal_error"),
 }  # fmt: skip
 # Where the names live; all other public names are modules.
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
@@ -69,6 +75,7 @@ __all__ = [
     "VP",
     "Denoiser",
     "Design",
+    "Drive",
     "EmpiricalDenoiser",
     "FixedBatch",
     "GaussianDenoiser",
@@ -80,6 +87,7 @@ __all__ = [
     "TrainConfig",
     "Trajectory",
     "__version__",
+    "adapters",
     "citation",
     "compare_designs",
     "data",
@@ -100,9 +108,12 @@ __all__ = [
     "save",
     "seeds",
     "solvers",
+    "steps_by_dynamic_programming",
+    "steps_by_equal_error",
     "timesteps",
     "train",
     "training",
+    "tuning",
 ]
 
 

@@ -80,6 +80,42 @@ BIBTEX = {
         "Beitrag zur n{\\\"a}herungsweisen Integration totaler Differentialgleichungen", "Wilhelm Kutta", 1901,
         journal="Zeitschrift f{\\\"u}r Mathematik und Physik", volume="46",
     ),
+    "adams": _entry(
+        "book", "bashforth1883", "An Attempt to Test the Theories of Capillary Action",
+        "Francis Bashforth and John Couch Adams", 1883, publisher="Cambridge University Press",
+    ),
+    "hairer": _entry(
+        "book", "hairer1993", "Solving Ordinary Differential Equations I: Nonstiff Problems",
+        "Ernst Hairer and Syvert P. N{\\o}rsett and Gerhard Wanner", 1993, publisher="Springer", edition="2nd",
+    ),
+    "pndm": _entry(
+        "inproceedings", "liu2022pndm", "Pseudo Numerical Methods for Diffusion Models on Manifolds",
+        "Luping Liu and Yi Ren and Zhijie Lin and Zhou Zhao", 2022,
+        booktitle="International Conference on Learning Representations (ICLR)",
+    ),
+    "deis": _entry(
+        "inproceedings", "zhang2023deis", "Fast Sampling of Diffusion Models with Exponential Integrator",
+        "Qinsheng Zhang and Yongxin Chen", 2023,
+        booktitle="International Conference on Learning Representations (ICLR)",
+    ),
+    "unipc": _entry(
+        "inproceedings", "zhao2023unipc",
+        "UniPC: A Unified Predictor-Corrector Framework for Fast Sampling of Diffusion Models",
+        "Wenliang Zhao and Lujia Bai and Yongming Rao and Jie Zhou and Jiwen Lu", 2023,
+        booktitle="Advances in Neural Information Processing Systems (NeurIPS)",
+    ),
+    "expint": _entry(
+        "article", "hochbruck2010", "Exponential Integrators", "Marlis Hochbruck and Alexander Ostermann", 2010,
+        journal="Acta Numerica", volume="19",
+    ),
+    "maruyama": _entry(
+        "article", "maruyama1955", "Continuous Markov Processes and Stochastic Equations", "Gisiro Maruyama", 1955,
+        journal="Rendiconti del Circolo Matematico di Palermo", volume="4",
+    ),
+    "dormand": _entry(
+        "article", "dormand1980", "A Family of Embedded Runge-Kutta Formulae", "J. R. Dormand and P. J. Prince", 1980,
+        journal="Journal of Computational and Applied Mathematics", volume="6",
+    ),
 }  # fmt: skip
 
 

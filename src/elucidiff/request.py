@@ -68,7 +68,13 @@ class Request:
         return (slice(start, min(start + size, self.n)) for start in range(0, self.n, size))
 
     def start(
-        self, denoiser: Denoiser, sampler: Sampler, part: slice, sigmas: Tensor, dtype: torch.dtype
+        self,
+        denoiser: Denoiser,
+        sampler: Sampler,
+        part: slice,
+        sigmas: Tensor,
+        dtype: torch.dtype,
+        kind: type[Run] = Run,
     ) -> tuple[Run, Tensor, Tensor | None]:
         """The run of a part of the batch, its scaled latent and its labels. Draws latent and label, in this order."""
         noise = Seeds(self.seeds[part]) if self.seeds is not None else None
@@ -79,7 +85,7 @@ class Request:
         conditions = {k: self._part_of(v, part) for k, v in self.conditions.items()}
         if labels is not None:
             conditions["labels"] = labels.to(self.device)
-        run = Run(denoiser, sampler.schedule, sampler.scaling, noise, conditions, sampler.solver.memory)
+        run = kind(denoiser, sampler.schedule, sampler.scaling, noise, conditions, sampler.solver.memory)
         drawing = [element for element in (sampler.solver, sampler.stochasticity) if element.draws]
         if noise is None and drawing:
             raise ValueError(f"{drawing[0].role} {drawing[0].kind!r} draws noise: give seeds= beside latents=")

@@ -30,7 +30,8 @@ class Seeds:
     """
 
     def __init__(self, seeds: Sequence[int]) -> None:
-        self._generators = [torch.Generator().manual_seed(seed) for seed in check_seeds(seeds)]
+        self.seeds = check_seeds(seeds)
+        self._generators = [torch.Generator().manual_seed(seed) for seed in self.seeds]
 
     def __len__(self) -> int:
         return len(self._generators)

@@ -240,6 +240,30 @@ def demo(
         show.as_json(outcome)
 
 
+def bench(
+    what: Annotated[str, typer.Argument(help="solvers.")],
+    problems: Annotated[
+        Path, typer.Option("--problems", help="Folder of the benchmark's problems.", show_default=False)
+    ],
+    nfe: Annotated[str, typer.Option("--nfe", help="Budgets of network evaluations.")] = "5,6,8,10,12,16,20,35,36",
+    out: Annotated[Path | None, typer.Option("--out", help="Folder whose benchmarks.md gets the tables.")] = None,
+    json_file: Annotated[Path | None, typer.Option("--json", help="Also write everything measured to a file.")] = None,
+    fit: Annotated[bool, typer.Option("--fit", help="Fit the default's time steps anew (an hour) and print them.")] = False,
+) -> None:
+    """Measure how exact each sampler is for a number of network evaluations, beside the best peers.
+
+    Example: elucidiff bench solvers --problems ../shared/data/solver_problems --nfe 5,6,8,10
+    """
+    from ..bench import run_solvers
+    from ..errors import unknown
+    from . import parse
+
+    if what != "solvers":
+        raise ValueError(unknown("benchmark", what, ["solvers"]))
+    budgets = parse.integers(nfe, "nfe")
+    print(run_solvers(problems, budgets, out=out, json_file=json_file, fit=fit))
+
+
 ALL: dict[str, Callable[..., None]] = {
     "demo": demo,
     "table1": table1,
@@ -248,6 +272,7 @@ ALL: dict[str, Callable[..., None]] = {
     "sample": sample,
     "evaluate": evaluate,
     "convert": convert,
+    "bench": bench,
 }
 
 

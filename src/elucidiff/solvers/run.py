@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import deque
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -11,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from ..brownian import Brownian
 from ..denoiser import Denoiser
 from ..formulation import Scaling, Schedule
 from ..seeds import Seeds
@@ -70,6 +72,8 @@ class Run:
         self.nfe = 0
         self._first: Tensor | None = None  # D of the step's first evaluation
         self._kept: dict[str, Tensor] = {}
+        self._brownian: Brownian | None = None
+        self._covered = self._reached = math.inf  # the lowest level whose noise is spent: before this step, now
 
     def sigma(self, t: float) -> float:
         """The noise level at time t."""
@@ -90,11 +94,22 @@ class Run:
     def denoise(self, x: Tensor, t: float) -> Tensor:
         """D(x / s(t); sigma(t)), in the dtype of x. Counts one network evaluation."""
         moment = self.clock.at(t)
-        D = self.denoiser(x if moment.s == 1 else x / moment.s, moment.level, **self.conditions).to(x.dtype)
+        return self._evaluate(x if moment.s == 1 else x / moment.s, moment.level)
+
+    def denoise_at(self, x: Tensor, sigma: float) -> Tensor:
+        """D(x; sigma) of an unscaled x at any level, for solvers that work in x / s. Counts one evaluation."""
+        return self._evaluate(x, torch.tensor(sigma, dtype=torch.float64))
+
+    def _evaluate(self, x: Tensor, level: Tensor) -> Tensor:
+        D = self.denoiser(x, level, **self.conditions).to(x.dtype)
         self.nfe += 1
+        return self.known(D)
+
+    def known(self, denoised: Tensor) -> Tensor:
+        """A D at the beginning of the step, as an evaluation there would give; counts none."""
         if self._first is None:
-            self._first = D
-        return D
+            self._first = denoised
+        return denoised
 
     def velocity(self, x: Tensor, t: float) -> Tensor:
         """dx/dt = (s'/s + sigma'/sigma) x - (s sigma'/sigma) D(x/s; sigma), Eq. 4. Undefined at sigma = 0."""
@@ -126,6 +141,26 @@ class Run:
             raise ValueError("this sampler draws noise: give seeds=, one for each latent")
         return self.noise.normal(x.shape[1:], x.dtype, x.device)
 
+    def increment(self, x: Tensor, t: float, t_next: float) -> Tensor:
+        """Standard normal numbers like x for the interval from t to t_next: Brownian increments over ln sigma.
+
+        They depend on the seeds and on the two levels alone, so runs with other steps see the same path.
+        """
+        return self.noise_between(x, self.sigma(t), self.sigma(t_next))
+
+    def noise_between(self, x: Tensor, sigma: float, sigma_next: float) -> Tensor:
+        """The same for two levels sigma > sigma_next > 0.
+
+        Fresh numbers where churn or an ancestral step has gone back up: the path's noise there is spent, and using it
+        again would correlate the steps.
+        """
+        if sigma > self._covered or self.noise is None:
+            return self.fresh_noise(x)
+        if self._brownian is None:
+            self._brownian = Brownian(self.noise.seeds, x.shape[1:])
+        self._reached = min(self._reached, sigma_next)
+        return self._brownian.increment(math.log(sigma), math.log(sigma_next)).to(x.device, x.dtype)
+
     def states(self, x: Tensor, sigmas: Tensor, solver: Solver, stochasticity: Stochasticity) -> Iterator[State]:
         """The loop, once: from x at sigmas[0] down to the last level, one State a step."""
         times = self.begin(sigmas, stochasticity)
@@ -152,4 +187,5 @@ class Run:
         x = stochasticity.drop(self, x, t_hat, t_next)  # e.g. ancestral
         denoised = self._first if self._first is not None else x_hat
         self.past.append(Past(t_hat, x_hat, denoised, self._kept))
+        self._covered = self._reached
         return State(i, self.steps, t_next, self.sigma(t_next), x, self.sigma(t_hat), denoised, self.nfe)
