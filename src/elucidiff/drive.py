@@ -12,8 +12,8 @@ from torch import Tensor
 
 from .denoiser import Denoiser
 from .request import Request
-from .result import Recordable, Recorder, Result, Trajectory
-from .sampler import Sampler, _sampler_of
+from .result import Part, Recordable, Recorder, Result
+from .sampler import Sampler, sampler_of
 from .solvers import Run, Solver, State, Stochasticity
 
 if TYPE_CHECKING:
@@ -70,7 +70,7 @@ class Drive:
         device: torch.device | str | None = None,
         record: bool | Collection[Recordable] | None = None,
     ) -> None:
-        self._sampler = _sampler_of(sampler)
+        self._sampler = sampler_of(sampler)
         device = device if device is not None else "cpu" if latents is None else latents.device
         self._outside = _Outside(label_dim, sigma_min, sigma_max, round_sigma, device)
         self._request = Request(self._outside, seeds, latents, shape, labels, {})
@@ -123,17 +123,9 @@ class Drive:
         if not self.done:
             part = self._part
             raise RuntimeError(f"drive.result: the run has done {part.i} of {part.run.steps} steps; answer its calls")
-        labels = [part.labels for part in self._done if part.labels is not None]
-        trajectories = [t for part in self._done if (t := part.recorder.trajectory()) is not None]
-        return Result(
-            x=self.x,
-            nfe=max(part.run.nfe for part in self._done),
-            seconds=self._seconds,
-            seeds=self._request.seeds,
-            labels=torch.cat(labels) if labels else None,
-            sampler=self._sampler,
-            sigmas=self._sigmas,
-            trajectory=Trajectory.joined(trajectories) if trajectories else None,
+        parts = [Part(part.x, part.labels, part.run.nfe, part.recorder.trajectory()) for part in self._done]
+        return Result.of_parts(
+            parts, seconds=self._seconds, seeds=self._request.seeds, sampler=self._sampler, sigmas=self._sigmas
         )
 
     def answer(self, denoised: Tensor) -> None:

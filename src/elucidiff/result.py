@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -99,6 +99,15 @@ def recordable(record: bool | Collection[Recordable] | None) -> frozenset[str]:
     return wanted
 
 
+class Part(NamedTuple):
+    """The samples of one batch: x (B, *), labels (B, label_dim), evaluations of each, what was recorded."""
+
+    x: Tensor
+    labels: Tensor | None
+    nfe: int
+    trajectory: Trajectory | None
+
+
 @dataclass(frozen=True)
 class Result:
     """Samples and where they came from.
@@ -115,6 +124,30 @@ class Result:
     sampler: Sampler
     sigmas: Tensor
     trajectory: Trajectory | None = None
+
+    @classmethod
+    def of_parts(
+        cls,
+        parts: Sequence[Part],
+        *,
+        seconds: float,
+        seeds: tuple[int, ...] | None,
+        sampler: Sampler,
+        sigmas: Tensor,
+    ) -> Result:
+        """The result of a run in one or more batches; its NFE is the largest of any."""
+        labels = [part.labels for part in parts if part.labels is not None]
+        trajectories = [part.trajectory for part in parts if part.trajectory is not None]
+        return cls(
+            x=torch.cat([part.x for part in parts]),
+            nfe=max(part.nfe for part in parts),
+            seconds=seconds,
+            seeds=seeds,
+            labels=torch.cat(labels) if labels else None,
+            sampler=sampler,
+            sigmas=sigmas,
+            trajectory=Trajectory.joined(trajectories) if trajectories else None,
+        )
 
     def provenance(self) -> dict[str, Any]:
         """Everything needed to draw the same samples again, as JSON data."""

@@ -15,7 +15,7 @@ from .component import Value, require
 from .denoiser import Denoiser, FixedBatch, as_denoiser, evaluation_mode
 from .progress import bar
 from .request import Request
-from .result import Recordable, Recorder, Result, Trajectory
+from .result import Part, Recordable, Recorder, Result
 from .solvers import State
 
 if TYPE_CHECKING:
@@ -126,14 +126,14 @@ def sample(
     Raises:
         ValueError: for seeds, labels, shapes or ranges that do not fit, saying what would.
     """
-    sampler, denoiser = _sampler_of(sampler), as_denoiser(denoiser)
+    sampler, denoiser = sampler_of(sampler), as_denoiser(denoiser)
     request = Request(denoiser, seeds, latents, shape, labels, conditions)
     parts = list(request.parts(1 if sampler.solver.adaptive else batch_size))
     if len(parts) > 1 and not isinstance(denoiser, FixedBatch):
         denoiser = FixedBatch(denoiser, parts[0].stop)  # the last batch may be short
     sigmas = sampler.sigmas(denoiser)
     started = time.perf_counter()
-    xs, all_labels, trajectories, nfe = [], [], [], 0
+    done: list[Part] = []
     with torch.set_grad_enabled(grad), evaluation_mode(denoiser), bar("sampling", progress) as report:
         for part in parts:
             run, x, part_labels = request.start(denoiser, sampler, part, sigmas, dtype)
@@ -144,24 +144,11 @@ def sample(
                 recorder.add(state)
                 if callback:
                     callback(state)
-                done = part.start * state.steps + (part.stop - part.start) * (state.i + 1)
-                report(done, request.n * state.steps)
-            xs.append(x)
-            nfe = max(nfe, run.nfe)
-            all_labels.append(part_labels)
-            trajectories.append(recorder.trajectory())
-    kept = [t for t in trajectories if t is not None]
-    known = [part_labels for part_labels in all_labels if part_labels is not None]
-    return Result(
-        x=torch.cat(xs),
-        nfe=nfe,
-        seconds=time.perf_counter() - started,
-        seeds=request.seeds,
-        labels=torch.cat(known) if known else None,
-        sampler=sampler,
-        sigmas=sigmas,
-        trajectory=Trajectory.joined(kept) if kept else None,
-    )
+                steps_done = part.start * state.steps + (part.stop - part.start) * (state.i + 1)
+                report(steps_done, request.n * state.steps)
+            done.append(Part(x, part_labels, run.nfe, recorder.trajectory()))
+    seconds = time.perf_counter() - started
+    return Result.of_parts(done, seconds=seconds, seeds=request.seeds, sampler=sampler, sigmas=sigmas)
 
 
 def sample_states(
@@ -176,7 +163,7 @@ def sample_states(
     **conditions: Any,
 ) -> Iterator[State]:
     """The same as a generator of States, for streaming and stepping; closing it cancels the run. No gradients."""
-    sampler, denoiser = _sampler_of(sampler), as_denoiser(denoiser)
+    sampler, denoiser = sampler_of(sampler), as_denoiser(denoiser)
     request = Request(denoiser, seeds, latents, shape, labels, conditions)
     sigmas = sampler.sigmas(denoiser)
     with evaluation_mode(denoiser):
@@ -190,7 +177,8 @@ def sample_states(
             yield state
 
 
-def _sampler_of(choice: Sampler | Design) -> Sampler:
+def sampler_of(choice: Sampler | Design) -> Sampler:
+    """The sampler of a design, a sampler as it is. Raises TypeError for anything else."""
     sampler = getattr(choice, "sampler", choice)
     if not isinstance(sampler, Sampler):
         raise TypeError(f"sampler: got {choice!r}; expected an ed.Sampler or an ed.Design such as ed.EDM")
