@@ -173,8 +173,11 @@ class Problem:
 
     @functools.cached_property
     def teacher(self) -> tuple[Tensor, Tensor, Tensor]:
-        """What track T1 may learn from: 64 latents of the learning noise, their solutions at sigma_min and at 0."""
-        latents = self.latents(64, LEARNING)
+        """What track T1 may learn from: learning noise, (n, d), and its solutions at sigma_min and at 0.
+
+        64 paths, or 32 where each has hundreds of coordinates: they say as much and cost half.
+        """
+        latents = self.latents(64 if self.at_zero.shape[1] < 500 else 32, LEARNING)
         return latents, *solved(self.denoiser, latents)
 
 

@@ -95,7 +95,8 @@ def _data_aware() -> Iterator[tuple[str, SolverRule]]:
                 for known in ("sigma_data", "spectrum"):
                     for share in SHARES:
                         make = functools.partial(_gaussian, options, known, share)
-                        yield f"{name} {share:g} {known}", SolverRule("T1", make)
+                        part = "" if share == 1 else f"{share:g} "
+                        yield f"{name} {part}{known}", SolverRule("T1", make)
                 make = functools.partial(_plain_gaussian, options)
                 yield f"{name} at 0.5", SolverRule("T0", make)
 
@@ -157,7 +158,7 @@ def steps_rule(name: str) -> StepsRule:
     """The time steps of a name."""
     if name.startswith("levels "):
         listed = timesteps.Fixed(tuple(float(level) for level in name.split()[1:]))
-        return StepsRule("T1", lambda *_: listed)
+        return StepsRule("T2", lambda *_: listed)
     if name not in steps_rules():
         raise ValueError(unknown("time steps", name, [*steps_rules(), "levels 80 ..."]))
     return steps_rules()[name]

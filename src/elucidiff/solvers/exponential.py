@@ -22,7 +22,7 @@ from .unipc import PredictorCorrector
 
 
 class DEIS(Solver, kind="deis"):
-    """tAB-DEIS: the noise eps = (x/s - D) / sigma extrapolated by a polynomial in t (Zhang and Chen 2023, Eq. 14-15).
+    """tAB-DEIS: the noise eps = (x/s - D) / sigma extrapolated by a polynomial in t (Zhang and Chen 2023).
 
     x/s changes by sum_j w_j eps_j, w_j = integral of L_j(t) d sigma from t to t_next, L_j the Lagrange polynomials on
     t and the order - 1 times before; Gauss-Legendre in ln sigma with the schedule's t(sigma). With sigma(t) = t

@@ -92,7 +92,7 @@ CONSTANT = (
 
 
 class IPNDM(Solver, kind="ipndm"):
-    """Improved PNDM: Adams-Bashforth with the weights of equal steps, whatever the steps (Zhang and Chen 2023, App.).
+    """Improved PNDM: Adams-Bashforth with the weights of equal steps, whatever the steps (Liu et al. 2022).
 
     x_next = x + h sum_j c_j v_j, c = (1), (3/2, -1/2), (23, -16, 5)/12 or (55, -59, 37, -9)/24 for the last velocities
     of Eq. 4. Where the steps change smoothly it converges at order min(order, 2), and at its full order

@@ -86,10 +86,10 @@ class Ralston(_SecondOrder, kind="ralston"):
 
 
 class DPM2(Solver, kind="dpm2"):
-    """DPM-Solver-2: the slope half-way in ln sigma, used for the whole step (Lu et al. 2022; EDM paper, Section 3).
+    """DPM-Solver-2: the slope half-way in ln sigma, used for the whole step (Lu et al. 2022).
 
     sigma_mid = sqrt(sigma sigma_next), x_mid = x + (t_mid - t) v(x, t), x_next = x + h v(x_mid, t_mid), with t_mid the
-    time of sigma_mid. A step to sigma = 0 is Euler's. NFE = 2 N - 1.
+    time of sigma_mid; the paper's with sigma(t) = t, s = 1. A step to sigma = 0 is Euler's. NFE = 2 N - 1.
     """
 
     formula: ClassVar[str] = "DPM-Solver-2"

@@ -43,8 +43,9 @@ def aim(run: Run, t_next: float) -> None:
 
 
 def arrived(run: Run, t: float) -> bool:
-    """Whether the last step ended here, with no noise since; every step must `aim`."""
-    return bool(run.past) and float(run.past[-1].kept["target"]) == t
+    """Whether the last step aimed here and no noise came after it."""
+    target = run.past[-1].kept.get("target") if run.past else None
+    return target is not None and float(target) == t
 
 
 def log_level(run: Run) -> Callable[[float], float]:

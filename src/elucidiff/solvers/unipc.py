@@ -74,7 +74,7 @@ class PredictorCorrector(Solver):
 
 
 class UniPC(PredictorCorrector, kind="unipc"):
-    """UniPC, multistep, data prediction (Zhao et al. 2023, Algorithms 7 and 8): UniP-p predicts, UniC-p corrects.
+    """UniPC, multistep, data prediction (Zhao et al. 2023): UniP-p predicts, UniC-p corrects.
 
     With h the step and r_m h the distance of point m in lambda = -ln sigma, D_m = D(point m) - D0, per unit scaling,
 
