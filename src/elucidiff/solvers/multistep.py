@@ -32,6 +32,17 @@ def starting(run: Run, memory: int, t_next: float) -> bool:
     return len(run.past) < memory and run.sigma(t_next) > 0
 
 
+def _velocities(run: Run, x: Tensor, t: float, t_next: float, memory: int) -> tuple[Tensor, list[Past]]:
+    """The velocity here, kept for later steps, and the past ones that continue it.
+
+    None after fresh noise: the velocity is mostly the noise itself, and the past tells nothing of a new one.
+    """
+    v = run.velocity(x, t)
+    run.keep("velocity", v)
+    smooth = run.sigma(t_next) > 0 and arrived(run, t)
+    return v, previous(run, memory, t, t_next) if smooth else []
+
+
 def _velocity(run: Run, past: Past) -> Tensor:
     kept = past.kept.get("velocity")
     return run.velocity_of(past.x, past.t, past.denoised) if kept is None else kept
@@ -42,7 +53,7 @@ class AB(Solver, kind="ab"):
 
     x_next = x + sum_j w_j v_j,  w_j = integral of L_j(tau) d tau from t to t_next, L_j the Lagrange polynomials on
     t and the order - 1 times before; v is Eq. 4 at the past states (B, *). With sigma(t) = t, s = 1 this is the linear
-    multistep method (LMS) of k-diffusion. A step to sigma = 0 is Euler's. NFE = N.
+    multistep method (LMS) of k-diffusion. A step to sigma = 0, or after fresh noise, is Euler's. NFE = N.
     (Bashforth and Adams 1883; Hairer, Norsett and Wanner, Solving ODEs I, section III.5.)
     """
 
@@ -59,11 +70,10 @@ class AB(Solver, kind="ab"):
         return self.order - 1
 
     def step(self, run: Run, x: Tensor, t: float, t_next: float) -> Tensor:
+        aim(run, t_next)
         if self.accurate_start and starting(run, self.memory, t_next):
             return RK4().step(run, x, t, t_next)
-        v = run.velocity(x, t)
-        run.keep("velocity", v)
-        past = previous(run, self.memory, t, t_next) if run.sigma(t_next) > 0 else []
+        v, past = _velocities(run, x, t, t_next, self.memory)
         w, *rest = adams_weights((t, *(p.t for p in past)), t_next)
         terms = [(w_j, _velocity(run, p)) for w_j, p in zip(rest, past, strict=True)]
         return combination(x, 1.0, [(w, v), *terms])
@@ -111,9 +121,9 @@ class IPNDM(Solver, kind="ipndm"):
         return self.order - 1
 
     def step(self, run: Run, x: Tensor, t: float, t_next: float) -> Tensor:
-        v, h = run.velocity(x, t), t_next - t
-        run.keep("velocity", v)
-        past = previous(run, self.memory, t, t_next) if run.sigma(t_next) > 0 else []
+        aim(run, t_next)
+        h = t_next - t
+        v, past = _velocities(run, x, t, t_next, self.memory)
         c, *rest = CONSTANT[len(past)]
         terms = [(h * c_j, _velocity(run, p)) for c_j, p in zip(rest, past, strict=True)]
         return combination(x, 1.0, [(h * c, v), *terms])

@@ -36,7 +36,7 @@ class _Stochastic(Solver):
 
     `brownian=False` draws fresh numbers at every step. `brownian=True` takes the increments of one Brownian path
     over ln sigma for each seed (`elucidiff.brownian`), so that a seed gives nearly the same sample whatever the number
-    of steps; for an image of 3 x 32 x 32 that costs 0.2 ms a step and sample instead of 0.02.
+    of steps; for an image of 3 x 32 x 32 that costs about 0.25 ms a step and sample instead of 0.02.
     """
 
     draws: ClassVar[bool] = True
@@ -132,7 +132,7 @@ class PC(_Stochastic, kind="pc"):
     def _langevin(self, run: Run, x: Tensor, sigma: float) -> Tensor:
         way = run.denoise_at(x, sigma) - x  # sigma^2 g
         z = _fresh(run, x)
-        eps = (2 * (self.r * sigma * _norm(z) / _norm(way)).square()).nan_to_num(1.0).clamp(max=1.0)  # over sigma^2
+        eps = (2 * (self.r * sigma * _ratio(z, way)).square()).nan_to_num(1.0).clamp(max=1.0)  # over sigma^2
         return torch.addcmul(x, eps, way).addcmul_((2 * eps).sqrt() * (sigma * self.S_noise), z)
 
 
@@ -141,9 +141,9 @@ def _fresh(run: Run, x: Tensor) -> Tensor:
     return run.fresh_noise(x.float()).to(x.dtype)
 
 
-def _norm(x: Tensor) -> Tensor:
-    """The Euclidean norm of each sample, (B, 1, ...); row by row, so that its bits do not depend on the batch."""
-    return torch.stack([row.norm() for row in x]).reshape(-1, *[1] * (x.ndim - 1))
+def _ratio(x: Tensor, y: Tensor) -> Tensor:
+    """|x| / |y| of each sample, (B, 1, ...); row by row, so that the bits do not depend on the batch."""
+    return torch.stack([a.norm() / b.norm() for a, b in zip(x, y, strict=True)]).reshape(-1, *[1] * (x.ndim - 1))
 
 
 class DPMppSDE(_Stochastic, kind="dpmpp_sde"):
