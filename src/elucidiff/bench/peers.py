@@ -46,9 +46,7 @@ def measure_installed(problems: Iterable[Problem], budgets: Sequence[int]) -> tu
     return rows, [f"diffusers {diffusers.__version__} ran beside ours; its rows are named by its classes."]
 
 
-def _measure(
-    diffusers: Any, problem: Problem, name: str, options: dict[str, Any], steps: str, nfe: int
-) -> Row | None:
+def _measure(diffusers: Any, problem: Problem, name: str, options: dict[str, Any], steps: str, nfe: int) -> Row | None:
     heun = name == "HeunDiscrete"
     if heun and nfe % 2 == 0:
         return None

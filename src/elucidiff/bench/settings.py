@@ -172,9 +172,7 @@ def _fitted(problem: Problem, solver: SolverRule, n: int, to_zero: bool) -> Time
 
     def sampler(levels: tuple[float, ...]) -> Sampler:
         rule = timesteps.Fixed((*levels, *end))
-        return Sampler(
-            schedule=solver.schedule, solver=made, timesteps=rule, steps=len(rule.sigmas), to_zero=to_zero
-        )
+        return Sampler(schedule=solver.schedule, solver=made, timesteps=rule, steps=len(rule.sigmas), to_zero=to_zero)
 
     levels, _ = fit(problem.denoiser, sampler, n - len(end), latents, at_zero if to_zero else at_sigma_min)
     return timesteps.Fixed((*levels, *end))
