@@ -67,8 +67,11 @@ SAMPLERS = {
     "EDM, Heun + churn": ed.EDM.sampler.replace(stochasticity=ed.solvers.Churn(S_churn=10)),
     "VP, Euler": ed.VP.sampler,
     "VE, Euler": ed.VE.sampler,
-    "dpmpp_2m": ed.EDM.sampler.replace(solver=ed.solvers.DPMpp2M()),
-    "rk4": ed.EDM.sampler.replace(solver=ed.solvers.RK4()),
+}
+SAMPLERS |= {
+    kind: ed.EDM.sampler.replace(solver=solver())
+    for kind, solver in ed.solvers.Solver.kinds().items()
+    if kind not in ("euler", "heun")
 }
 
 

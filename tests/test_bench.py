@@ -5,6 +5,7 @@ import math
 import numpy as np
 import pytest
 import torch
+
 from conftest import shared
 from elucidiff import Sampler
 from elucidiff.bench import page, settings
@@ -141,7 +142,7 @@ def test_q_by_hand():
     ratios |= {("gmm_2d", 5): 0.5, ("gmm_2d", 8): 0.5, ("digits_mlp", 6): 0.5, ("gmm_cifar_full", 10): 4.0}
     rows = [toy_row(p, n, r) for (p, n), r in ratios.items()]
     score = B.score(rows)
-    assert score.Q == pytest.approx(2 ** (-1 / 16))
+    assert pytest.approx(2 ** (-1 / 16)) == score.Q
     assert (score.worst, score.worst_at) == (pytest.approx(4), ("gmm_cifar_full", 10))
     assert score.by_problem["gmm_2d"] == pytest.approx(0.25**0.25)
     assert B.score(rows[1:]) is None

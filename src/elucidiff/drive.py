@@ -154,7 +154,7 @@ class Drive:
 
     def _begun(self, rows: slice) -> _Part:
         run, x, labels = self._request.start(self._outside, self._sampler, rows, self._sigmas, self._dtype, _Replayed)
-        times = run.begin(self._sigmas, self._sampler.stochasticity)
+        times = run.begin(self._sigmas, self._sampler.solver, self._sampler.stochasticity)
         recorder = Recorder(self._record, self._sigmas)
         recorder.start(x, times[0])
         return _Part(rows, run, x, labels, times, recorder)

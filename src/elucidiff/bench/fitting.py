@@ -21,8 +21,11 @@ from ..sampler import Sampler, sample
 from .problems import SIGMA_MAX, SIGMA_MIN
 
 Levels = tuple[float, ...]
-STARTS = ((3.0, 0.1, -0.3), (6.0, 0.05, 0.0))
-"""(sigma_1, last, c) to begin with, for data of unit scale: the search is local, and a second start costs as much."""
+STARTS = ((3.0, 0.1, -0.3), (6.0, 0.05, 0.0), (50.0, 0.004, 0.3))
+"""(sigma_1, last, c) to begin with, for data of unit scale; the search is local, so there are several.
+
+The last, like rho = 7, is for many steps, where the step to 0 from a high level would be the largest error.
+"""
 FREE = 12
 """Above so many levels the three numbers are enough, and free ones would cost a Jacobian of as many runs."""
 
@@ -45,7 +48,7 @@ def fit(
 ) -> tuple[Levels, float]:
     """The n levels of the smallest RMSE to exact samples, and that RMSE.
 
-    make: the sampler for levels above 0. latents, exact: beginnings (of unit variance) and ends of teacher paths, (B, d).
+    make: the sampler for levels above 0. latents, exact: beginnings (of unit variance) and ends of teacher paths.
     Costs about 60 to 100 runs for 5 to 12 levels, 40 for more.
     """
 

@@ -93,9 +93,7 @@ def _picture(rows: Sequence[Row], chosen: Mapping[str, Mapping[int, str]], defau
     for panel, problem in zip(panels, PEERS, strict=True):
         mine = [r for r in rows if r.problem == problem]
         budgets = sorted({r.nfe for r in mine})
-        ours = {
-            n: r.rmse for n in budgets if (r := best((r for r in mine if r.name == chosen[problem].get(n)), problem, n))
-        }
+        ours = {r.nfe: r.rmse for n in budgets for r in mine if r.nfe == n and r.name == chosen[problem].get(n)}
         curves: dict[str, tuple[dict[int, float], str, str]] = {
             "best fixed peer": ({n: e for n, e in PEERS[problem].items() if n in budgets}, "#4D4D4D", "s"),
             "EDM Heun, ρ = 7": (_curve(mine, HEUN_NAME), "#E69F00", "^"),

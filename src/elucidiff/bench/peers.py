@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import importlib.util
 import time
 import warnings
@@ -33,7 +34,7 @@ def measure_installed(problems: Iterable[Problem], budgets: Sequence[int]) -> tu
         return [], ["diffusers is not installed here: its schedulers were not run."]
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        import diffusers
+        diffusers = importlib.import_module("diffusers")
 
         rows = [
             found

@@ -8,8 +8,9 @@ from pathlib import Path
 
 from ..files import write_atomically
 from ..progress import bar
-from . import page, peers
+from . import page
 from .chosen import BEST, DEFAULT, DEFAULTS
+from .peers import measure_installed
 from .problems import Problem, load
 from .settings import named
 from .solvers import BUDGETS, Row, Setting, measure
@@ -37,7 +38,7 @@ def run_solvers(
             row = measure(problem, setting, nfe)
             rows += [row] if row else []
             report(i + 1, len(todo), f"{problem.name}, NFE {nfe}")
-    others, absent = peers.measure_installed(found.values(), budgets)
+    others, absent = measure_installed(found.values(), budgets)
     rows += others
     text = page.markdown(rows, BEST, absent)
     if json_file:

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 from .. import formulation, timesteps, tuning
 from ..errors import unknown
 from ..sampler import Sampler
-from ..solvers import Solver
+from ..solvers import GaussianExponential, Solver
 from ..timesteps import TimeSteps
 from .fitting import fit
 from .problems import SIGMA_MAX, SIGMA_MIN, Problem
@@ -62,6 +62,16 @@ class End(NamedTuple):
     to_zero: bool
 
 
+class _Constant:
+    """A rule that gives the same whatever it is asked for."""
+
+    def __init__(self, value: Any) -> None:
+        self.value = value
+
+    def __call__(self, *_: Any) -> Any:
+        return self.value
+
+
 def _label(kind: str, parameters: Mapping[str, Any]) -> str:
     words = [f"-{v}" if k == "order" else f" {k}" if v is True else f" {v}" for k, v in parameters.items() if v]
     return kind + "".join(words)
@@ -76,12 +86,11 @@ def solver_rules() -> dict[str, SolverRule]:
             continue
         for parameters in VARIANTS.get(kind, ({},)):
             made = solver(**parameters)
-            found[_label(kind, parameters)] = SolverRule("T0", lambda _, made=made: made)
+            found[_label(kind, parameters)] = SolverRule("T0", _Constant(made))
             if kind == "deis":  # whose polynomials are in the time of the schedule
                 name = _label(kind, parameters) + " in vp time"
-                found[name] = SolverRule("T0", lambda _, made=made: made, formulation.VP())
-    if "gaussian" in Solver.kinds():
-        found.update(_data_aware())
+                found[name] = SolverRule("T0", _Constant(made), formulation.VP())
+    found.update(_data_aware())
     return found
 
 
@@ -102,7 +111,7 @@ def _data_aware() -> Iterator[tuple[str, SolverRule]]:
 
 
 def _plain_gaussian(options: dict[str, Any], _: Problem) -> Solver:
-    return Solver.of_kind("gaussian")(sigma_data=0.5, **options)
+    return GaussianExponential(sigma_data=0.5, **options)
 
 
 @functools.lru_cache(maxsize=512)
@@ -112,7 +121,7 @@ def _cached_gaussian(options: tuple[tuple[str, Any], ...], known: str, share: fl
     parameters: dict[str, Any] = dict(options) | {"mean": mean, "sigma_data": statistics.sigma_data * share**0.5}
     if known == "spectrum":
         parameters["spectrum"] = tuple((share * statistics.variance).tolist())
-    return Solver.of_kind("gaussian")(**parameters)
+    return GaussianExponential(**parameters)
 
 
 def _gaussian(options: dict[str, Any], known: str, share: float, problem: Problem) -> Solver:
@@ -128,7 +137,7 @@ def steps_rules() -> dict[str, StepsRule]:
     plain["quadratic vp"] = timesteps.Uniform(power=2.0)
     plain["cosine"] = timesteps.Cosine()
     plain["uniform"] = timesteps.Uniform(schedule=formulation.EDM())
-    found = {name: StepsRule("T0", lambda *_, rule=rule: rule) for name, rule in plain.items()}
+    found = {name: StepsRule("T0", _Constant(rule)) for name, rule in plain.items()}
     for how in ("dynamic_programming", "equal_error"):
         found[how.replace("_", " ")] = StepsRule("T1", functools.partial(_tuned, how))
     found["fitted"] = StepsRule("T1", _fitted)
@@ -158,7 +167,7 @@ def steps_rule(name: str) -> StepsRule:
     """The time steps of a name."""
     if name.startswith("levels "):
         listed = timesteps.Fixed(tuple(float(level) for level in name.split()[1:]))
-        return StepsRule("T2", lambda *_: listed)
+        return StepsRule("T2", _Constant(listed))
     if name not in steps_rules():
         raise ValueError(unknown("time steps", name, [*steps_rules(), "levels 80 ..."]))
     return steps_rules()[name]

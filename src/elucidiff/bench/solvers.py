@@ -19,9 +19,9 @@ from .problems import Problem
 BUDGETS = (5, 6, 8, 10, 12, 16, 20, 36)
 Q_BUDGETS = (5, 6, 8, 10)
 
-# RMSE of the best fixed setting of about 100, per problem and NFE: UniPC, DPM-Solver++, iPNDM, DEIS, LMS, Heun, DPM-2 on
-# rho 7, logSNR, VP, quadratic VP, cosine, published and recomputed optimised steps. Source: the project's specification
-# of this benchmark (spec/benchmarks.md, part A), where the four problems were made; measured with peers' own code.
+# RMSE of the best fixed setting of about 100, per problem and NFE: UniPC, DPM-Solver++, iPNDM, DEIS, LMS, Heun, DPM-2
+# on rho 7, logSNR, VP, quadratic VP, cosine, published and recomputed optimised steps. Source: the specification of
+# this benchmark (spec/benchmarks.md, part A), where the four problems were made.
 PEERS: dict[str, dict[int, float]] = {
     problem: dict(zip((4, 5, 6, 8, 10, 12, 16, 20, 36), values, strict=True))
     for problem, values in {
@@ -175,7 +175,7 @@ class Score:
 
 
 def geometric_mean(values: Iterable[float]) -> float:
-    """exp of the mean logarithm."""
+    """Exp of the mean logarithm."""
     logs = [math.log(v) for v in values]
     return math.exp(sum(logs) / len(logs))
 

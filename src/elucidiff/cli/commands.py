@@ -248,9 +248,7 @@ def bench(
     nfe: Annotated[str, typer.Option("--nfe", help="Budgets of network evaluations.")] = "5,6,8,10,12,16,20,35,36",
     out: Annotated[Path | None, typer.Option("--out", help="Folder whose benchmarks.md gets the tables.")] = None,
     json_file: Annotated[Path | None, typer.Option("--json", help="Also write everything measured to a file.")] = None,
-    fit: Annotated[
-        bool, typer.Option("--fit", help="Fit the default's time steps anew (an hour) and print them.")
-    ] = False,
+    fit: Annotated[bool, typer.Option("--fit", help="Fit the defaults' time steps anew (20 minutes).")] = False,
 ) -> None:
     """Measure how exact each sampler is for a number of network evaluations, beside the best peers.
 

@@ -70,6 +70,7 @@ class Midpoint(_SecondOrder, kind="midpoint"):
     """The midpoint method, alpha = 1/2."""
 
     formula: ClassVar[str] = "2nd-order midpoint"
+    nodes: ClassVar[tuple[float, ...]] = (1 / 2,)
 
     def step(self, run: Run, x: Tensor, t: float, t_next: float) -> Tensor:
         return self._second_order(run, x, t, t_next, alpha=1 / 2)
@@ -79,6 +80,7 @@ class Ralston(_SecondOrder, kind="ralston"):
     """Ralston's method, alpha = 2/3: the smallest error bound of the family."""
 
     formula: ClassVar[str] = "2nd-order Ralston"
+    nodes: ClassVar[tuple[float, ...]] = (2 / 3,)
     references: ClassVar[tuple[str, ...]] = ("edm", "ralston")
 
     def step(self, run: Run, x: Tensor, t: float, t_next: float) -> Tensor:
@@ -108,6 +110,7 @@ class RK4(Solver, kind="rk4"):
     """The classical fourth-order Runge-Kutta method; a step to sigma = 0 is Euler's. NFE = 4 N - 3."""
 
     formula: ClassVar[str] = "4th-order Runge–Kutta"
+    nodes: ClassVar[tuple[float, ...]] = (1 / 2,)
     references: ClassVar[tuple[str, ...]] = ("kutta",)
     order: ClassVar[int] = 4
 

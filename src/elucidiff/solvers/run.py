@@ -163,18 +163,20 @@ class Run:
 
     def states(self, x: Tensor, sigmas: Tensor, solver: Solver, stochasticity: Stochasticity) -> Iterator[State]:
         """The loop, once: from x at sigmas[0] down to the last level, one State a step."""
-        times = self.begin(sigmas, stochasticity)
+        times = self.begin(sigmas, solver, stochasticity)
         for i, (t, t_next) in enumerate(pairwise(times)):
             state = self.advance(i, x, t, t_next, solver, stochasticity)
             x = state.x
             yield state
 
-    def begin(self, sigmas: Tensor, stochasticity: Stochasticity) -> list[float]:
+    def begin(self, sigmas: Tensor, solver: Solver, stochasticity: Stochasticity) -> list[float]:
         """The times of the levels; everything that depends on time alone is computed here, in one go."""
         times = self.clock.grid(sigmas)
         self.steps = len(times) - 1
         if visited := stochasticity.visits(sigmas.tolist()):
             self.clock.grid(self.denoiser.round_sigma(torch.tensor(visited, dtype=torch.float64)))
+        if inner := [t + c * (t_next - t) for c in solver.nodes for t, t_next in pairwise(times)]:
+            self.clock.prefetch(torch.tensor(inner, dtype=torch.float64))
         return times
 
     def advance(

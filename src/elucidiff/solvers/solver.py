@@ -17,6 +17,7 @@ class Solver(Component):
     memory: ClassVar[int] = 0  # how many past steps `run.past` keeps
     order: ClassVar[int] = 1  # of convergence, in the number of steps
     draws: ClassVar[bool] = False  # whether it draws noise and so needs seeds
+    nodes: ClassVar[tuple[float, ...]] = ()  # fractions of a step at which it evaluates; for speed only
     adaptive: ClassVar[bool] = False  # whether its path depends on x: then each sample runs alone, for its own sake
 
     def step(self, run: Run, x: Tensor, t: float, t_next: float) -> Tensor:
