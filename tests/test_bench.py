@@ -187,7 +187,8 @@ def test_what_was_chosen_can_be_made_and_covers_the_score(problems):
             assert settings.named(name).at(problems[problem], nfe) is not None
     for default in DEFAULTS:
         for nfe in B.Q_BUDGETS:
-            assert default.setting("gmm_2d", nfe).at(problems["gmm_2d"], nfe) is not None
+            setting = default.setting("gmm_2d", nfe)
+            assert setting is not None and setting.at(problems["gmm_2d"], nfe) is not None
 
 
 def test_least_squares_finds_the_root_of_two_equations():

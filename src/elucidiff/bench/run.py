@@ -53,5 +53,5 @@ def _settings(problem: Problem, nfe: int, fit: bool) -> Iterator[Setting]:
     names = dict.fromkeys([BEST.get(problem.name, {}).get(nfe, page.HEUN_NAME), page.HEUN_NAME])
     for name in names:
         yield named(name)
-    for default in DEFAULTS:
-        yield default.setting(problem.name, nfe, fit)
+    made = (default.setting(problem.name, nfe, fit) for default in DEFAULTS)
+    yield from (setting for setting in made if setting is not None and setting.name not in names)
