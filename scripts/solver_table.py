@@ -1,8 +1,9 @@
-"""Writes docs/solvers.md: every solver with its order, evaluations, memory and source, read from the code.
+"""Writes docs/solvers.md: every solver with its order, evaluations, memory and source.
 
     python scripts/solver_table.py
 
-The evaluations are counted in a run of ten levels on an exact denoiser; tests/test_docs.py compares the page with the code.
+The evaluations are counted in a run of ten levels on an exact denoiser; tests/test_docs.py compares the page
+with the code.
 """
 
 from pathlib import Path
@@ -51,9 +52,9 @@ def rows() -> list[str]:
         calls = "by tolerance" if solver.adaptive else f"{nfe} for 10 levels"
         papers = ", ".join(BIBTEX[key].split("{")[1].split(",")[0] for key in solver.references)
         noise = "yes" if solver.draws else ""
-        lines.append(
-            f"| `{kind}` | {solver.formula} | {ORDERS.get(kind, solver.order)} | {calls} | {solver.memory} | {noise} | {papers} | {USE[kind]} |"
-        )
+        order = ORDERS.get(kind, solver.order)
+        cells = (f"`{kind}`", solver.formula, order, calls, solver.memory, noise, papers, USE[kind])
+        lines.append("| " + " | ".join(str(cell) for cell in cells) + " |")
     return lines
 
 
@@ -61,8 +62,8 @@ def page() -> str:
     """The whole page."""
     return (
         "# Solvers\n\n"
-        "Written by `python scripts/solver_table.py` from the code. Order: of convergence in the number of steps, as the\n"
-        "tests observe it, with default parameters. Evaluations: of the network. Memory: past steps kept.\n"
+        "Written by `python scripts/solver_table.py` from the code. Order: of convergence in the number of steps, as\n"
+        "the tests observe it, with default parameters. Evaluations: of the network. Memory: past steps kept.\n"
         "[benchmarks.md](benchmarks.md) has the measured errors.\n\n"
         "| kind | method | order | evaluations | memory | draws noise | source | where it is best |\n"
         "|---|---|---|---|---|---|---|---|\n" + "\n".join(rows()) + "\n"

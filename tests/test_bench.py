@@ -1,5 +1,6 @@
 """The solver benchmark: problems against direct formulas, stored references, errors and Q against hand-made numbers."""
 
+import json
 import math
 
 import numpy as np
@@ -11,7 +12,7 @@ from elucidiff import Sampler
 from elucidiff.bench import page, settings
 from elucidiff.bench import problems as P
 from elucidiff.bench import solvers as B
-from elucidiff.bench.chosen import BEST, DEFAULTS
+from elucidiff.bench.chosen import BEST, DEFAULT, DEFAULTS
 from elucidiff.bench.fitting import bent, fit, least_squares
 from elucidiff.cli.main import main
 
@@ -230,6 +231,24 @@ def test_the_page_is_replaced_between_its_marks_only(tmp_path):
     assert "new" in text and "old" not in text
     assert text.startswith("# Mine\n\nabove\n\n") and text.endswith("\n\nbelow\n")
     assert (tmp_path / page.PICTURE).read_bytes() == b"png"
+
+
+def test_the_command_measures_and_writes(problems, tmp_path, capsys):
+    """At 5 evaluations the best of ours and the default are below the best peer on every problem."""
+    folder, found = str(shared("data/solver_problems")), tmp_path / "found.json"
+    assert (
+        main(["bench", "solvers", "--problems", folder, "--nfe", "5", "--out", str(tmp_path), "--json", str(found)])
+        == 0
+    )
+    printed = capsys.readouterr().out
+    assert printed.strip() in (tmp_path / "benchmarks.md").read_text()
+    assert (tmp_path / page.PICTURE).read_bytes().startswith(b"\x89PNG")
+    rows = json.loads(found.read_text())["rows"]
+    for name in NAMES:
+        for setting in (BEST[name][5], DEFAULT):
+            (ratio,) = (r["ratio"] for r in rows if r["problem"] == name and r["name"] == setting)
+            assert ratio < 0.8
+    assert all(r["nfe"] == 5 for r in rows)
 
 
 def test_the_command_says_what_is_missing(tmp_path, capsys):

@@ -57,17 +57,30 @@ def _score_table(rows: Sequence[Row]) -> str:
 
 
 def _problem_table(rows: Sequence[Row], problem: str, chosen: Mapping[int, str]) -> str:
+    peers = [r for r in rows if r.name.startswith("diffusers ")]
     head = ["NFE", "best peer", "best of ours", "ratio", "relative", "median", "90 %", "which"]
-    lines = [head]
+    lines = [[*head, *(["best of diffusers here"] if peers else [])]]
     for nfe in sorted({r.nfe for r in rows if r.problem == problem}):
-        of_chosen = [r for r in rows if r.name == chosen.get(nfe)] if nfe in chosen else rows
-        r = best(of_chosen, problem, nfe)
+        r = best([r for r in rows if r.name == chosen.get(nfe)], problem, nfe)
         if r is None:
             continue
         peer = PEERS[problem].get(36 if nfe == 35 else nfe)
         numbers = (peer, r.rmse, r.ratio, r.relative, r.median, r.p90)
-        lines.append([str(nfe), *("" if v is None else f"{v:.3g}" for v in numbers), r.name])
-    return f"**{problem}**\n\n{_table(lines, left=(7,))}" if len(lines) > 1 else ""
+        line = [str(nfe), *("" if v is None else f"{v:.3g}" for v in numbers), _short(r.name)]
+        if peers:
+            other = best(peers, problem, nfe)
+            line.append(f"{other.rmse:.3g} ({other.name.removeprefix('diffusers ')})" if other else "")
+        lines.append(line)
+    return f"**{problem}**\n\n{_table(lines, left=(7, 8))}" if len(lines) > 1 else ""
+
+
+def _short(name: str) -> str:
+    """The name of a setting, a long list of levels by its first and last."""
+    solver, steps, end = name.split(", ")
+    levels = steps.split()
+    if levels[0] != "levels" or len(levels) < 14:
+        return name
+    return f"{solver}, {len(levels) - 1} levels {' '.join(levels[1:4])} ... {levels[-1]}, {end}"
 
 
 def _table(lines: Sequence[Sequence[str]], left: Sequence[int]) -> str:
