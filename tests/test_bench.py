@@ -183,13 +183,17 @@ def test_a_wrong_name_says_what_is_right(name, message):
 
 
 def test_what_was_chosen_can_be_made_and_covers_the_score(problems):
-    for problem, by_budget in BEST.items():
-        for nfe, name in by_budget.items():
-            assert settings.named(name).at(problems[problem], nfe) is not None
-    for default in DEFAULTS:
-        for nfe in B.Q_BUDGETS:
-            setting = default.setting("gmm_2d", nfe)
-            assert setting is not None and setting.at(problems["gmm_2d"], nfe) is not None
+    plane = problems["gmm_2d"]
+    for problem in NAMES:
+        assert sorted(BEST[problem]) == [5, 6, 8, 10, 12, 16, 20, 35, 36]
+        assert all(settings.named(name).name == name for name in BEST[problem].values())
+        for default in DEFAULTS:
+            made = [default.setting(problem, nfe) for nfe in B.Q_BUDGETS]
+            assert {setting.name for setting in made} == {default.name}
+            # the plane stands in for the others' dimensions: the number of evaluations is the same
+            assert all(setting.at(plane, nfe) is not None for setting, nfe in zip(made, B.Q_BUDGETS, strict=True))
+    for nfe, name in BEST["gmm_2d"].items():
+        assert settings.named(name).at(plane, nfe) is not None
 
 
 def test_least_squares_finds_the_root_of_two_equations():
