@@ -23,12 +23,12 @@ USE = {
     "rk4": "references: many steps, smooth schedules",
     "dpm2": "as heun, for logarithmic steps",
     "ab": "LMS where σ(t) = t; `order` 1 to 4",
-    "ipndm": "best of the common settings without data (benchmark: Q 1.67); `order` 1 to 4",
-    "dpmpp_2m": "the usual choice at few steps (Q 2.14); one past value, hard to upset",
+    "ipndm": "best of the common settings that need no data; `order` 1 to 4",
+    "dpmpp_2m": "the usual choice at few steps; one past value, hard to upset",
     "dpmpp_3m": "as dpmpp_2m; `corrected` for many steps",
     "deis": "made for the VP schedule; `order` 1 to 3",
-    "unipc": "few steps, with levels fitted to the model (Q 1.23)",
-    "gaussian": "the best here when mean and variances of the data are given, with fitted steps (Q 0.39 to 0.59)",
+    "unipc": "few steps, with levels fitted to the model",
+    "gaussian": "the best here when mean and variances of the data are given, with fitted steps",
     "rk45": "error control instead of a number of steps; references and likelihoods",
     "euler_maruyama": "the baseline of the SDE",
     "pc": "the SDE paper's sampler, for comparison",
@@ -64,7 +64,7 @@ def page() -> str:
         "# Solvers\n\n"
         "Written by `python scripts/solver_table.py` from the code. Order: of convergence in the number of steps, as\n"
         "the tests observe it, with default parameters. Evaluations: of the network. Memory: past steps kept.\n"
-        "[benchmarks.md](benchmarks.md) has the measured errors and says what Q is.\n\n"
+        "[benchmarks.md](benchmarks.md) has the measured errors.\n\n"
         "| kind | method | order | evaluations | memory | draws noise | source | what for |\n"
         "|---|---|---|---|---|---|---|---|\n" + "\n".join(rows()) + "\n"
     )
