@@ -11,41 +11,25 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from . import show
+from .options import (
+    MICRO_BATCH,
+    BatchOption,
+    DataArg,
+    DeviceOption,
+    JsonOption,
+    LabelsOption,
+    ModelArg,
+    SamplerOption,
+    SetOption,
+    StepsOption,
+    chosen_sampler,
+    is_model,
+    load_model,
+    read_data,
+)
 
 if TYPE_CHECKING:
     from torch import Tensor
-
-    from ..data import Dataset
-    from ..denoiser import Denoiser
-    from ..sampler import Sampler
-
-ModelArg = Annotated[
-    str,
-    typer.Argument(
-        help="Model or run directory, or exact:DATA for the exact denoiser of a data set.", show_default=False
-    ),
-]
-DataArg = Annotated[
-    str,
-    typer.Argument(
-        help="'digits' (built in), a folder of images, a .zip with dataset.json, .npz or .npy.", show_default=False
-    ),
-]
-SetOption = Annotated[
-    list[str] | None,
-    typer.Option(
-        "--set", metavar="NAME=VALUE...", help="Replace elements: solver=rk2 solver.alpha=0.6 stochasticity=churn"
-    ),
-]
-SamplerOption = Annotated[str, typer.Option("--sampler", help="edm, vp, ve, iddpm, model (its own), or a .json file.")]
-StepsOption = Annotated[int | None, typer.Option("--steps", help="Noise levels above 0; NFE = 2 steps - 1 with Heun.")]
-LabelsOption = Annotated[
-    str | None, typer.Option("--labels", "--class", help="Classes: 3, or a list dealt in turn: 0-9. Default: by seed.")
-]
-BatchOption = Annotated[int, typer.Option("--batch-size", "--batch", min=1, help="Samples at a time.")]
-DeviceOption = Annotated[str, typer.Option("--device", help="cpu, cuda, cuda:1, mps.")]
-JsonOption = Annotated[bool, typer.Option("--json", help="Print machine-readable JSON.")]
-MICRO_BATCH = 16  # fixed, so that samples are the same bits whatever --batch-size is
 
 
 def table1(as_json: JsonOption = False) -> None:
@@ -94,9 +78,9 @@ def sample(
     refuse_existing(out)
     if grid is not None:
         refuse_existing(grid)
-    denoiser = _load(model, device)
+    denoiser = load_model(model, device)
     churn = {"S_churn": s_churn, "S_min": s_min, "S_max": s_max, "S_noise": s_noise}
-    chosen = _sampler(
+    chosen = chosen_sampler(
         denoiser,
         sampler,
         settings,
@@ -128,10 +112,10 @@ def inspect(data: DataArg, as_json: JsonOption = False) -> None:
 
     Example: elucidiff inspect digits
     """
-    if _is_model(data):
-        show.model(_load(data, "cpu"), data, machine=as_json)
+    if is_model(data):
+        show.model(load_model(data, "cpu"), data, machine=as_json)
     else:
-        show.data(_read_data(data), data, machine=as_json)
+        show.data(read_data(data), data, machine=as_json)
 
 
 def train(
@@ -153,7 +137,7 @@ def train(
     from ..training import train as train_model
     from . import parse
 
-    dataset = _read_data(data)
+    dataset = read_data(data)
     config = TrainConfig(data=data, out=str(out), seed=seed, device=device)
     if images is not None:
         config = config.replace(images=images)
@@ -186,9 +170,9 @@ def evaluate(
     """
     from ..analysis import reference_and_real, score_samples
 
-    reference, real = reference_and_real(_read_data(data), heldout)
+    reference, real = reference_and_real(read_data(data), heldout)
     facts: dict[str, Any] = {"model": model, "data": data}
-    if Path(model).is_dir() and not _is_model(model):
+    if Path(model).is_dir() and not is_model(model):
         samples, asked = _read_samples(Path(model))
     else:
         samples, asked, more = _drawn(model, device, num, first_seed, sampler, steps, settings, labels, batch_size)
@@ -276,57 +260,6 @@ ALL: dict[str, Callable[..., None]] = {
 }
 
 
-def _load(model: str, device: str) -> Denoiser:
-    from ..models import load
-    from ..progress import bar
-
-    with bar("loading") as report:
-        denoiser = load(model, progress=report)
-    return denoiser.to(_device(device))
-
-
-def _device(name: str) -> str:
-    import torch
-
-    try:
-        torch.empty(0, device=name)
-    except (RuntimeError, AssertionError) as error:
-        raise ValueError(f"device: {name!r} is not available here ({str(error).splitlines()[0]})") from error
-    return name
-
-
-def _read_data(data: str) -> Dataset:
-    from .. import data as datasets
-    from ..progress import bar
-
-    with bar("reading data") as report:
-        return datasets.load(data, report)
-
-
-def _is_model(path: str) -> bool:
-    folder = Path(path)
-    return path.startswith("exact:") or (folder / "model.json").is_file() or (folder / "snapshots").is_dir()
-
-
-def _sampler(
-    denoiser: Denoiser,
-    name: str,
-    settings: list[str] | None,
-    steps: int | None,
-    published: dict[str, float | None] | None = None,
-    churn: dict[str, float | None] | None = None,
-) -> Sampler:
-    from . import parse
-
-    given = [f"{key}={value}" for key, value in (published or {}).items() if value is not None]
-    churns = [f"stochasticity.{key}={value}" for key, value in (churn or {}).items() if value is not None]
-    if churns:
-        given += ["stochasticity=churn", *churns]
-    if steps is not None:
-        given.append(f"steps={steps}")
-    return parse.apply_settings(parse.sampler(name, denoiser), [*given, *(settings or [])])
-
-
 def _drawn(
     model: str,
     device: str,
@@ -342,8 +275,8 @@ def _drawn(
     from ..sampler import sample as draw
     from . import parse
 
-    denoiser = _load(model, device)
-    chosen = _sampler(denoiser, sampler, settings, steps)
+    denoiser = load_model(model, device)
+    chosen = chosen_sampler(denoiser, sampler, settings, steps)
     asked = parse.labels(labels, num, denoiser)
     seeds = range(first_seed, first_seed + num)
     result = draw(denoiser, chosen, seeds=seeds, labels=asked, batch_size=min(batch_size, num), progress=True)

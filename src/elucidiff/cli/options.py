@@ -1,0 +1,97 @@
+"""What the commands share: the types of their arguments and options, and loading what those name."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+if TYPE_CHECKING:
+    from ..data import Dataset
+    from ..denoiser import Denoiser
+    from ..sampler import Sampler
+
+ModelArg = Annotated[
+    str,
+    typer.Argument(
+        help="Model or run directory, or exact:DATA for the exact denoiser of a data set.", show_default=False
+    ),
+]
+DataArg = Annotated[
+    str,
+    typer.Argument(
+        help="'digits' (built in), a folder of images, a .zip with dataset.json, .npz or .npy.", show_default=False
+    ),
+]
+SetOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--set", metavar="NAME=VALUE...", help="Replace elements: solver=rk2 solver.alpha=0.6 stochasticity=churn"
+    ),
+]
+SamplerOption = Annotated[str, typer.Option("--sampler", help="edm, vp, ve, iddpm, model (its own), or a .json file.")]
+StepsOption = Annotated[int | None, typer.Option("--steps", help="Noise levels above 0; NFE = 2 steps - 1 with Heun.")]
+LabelsOption = Annotated[
+    str | None, typer.Option("--labels", "--class", help="Classes: 3, or a list dealt in turn: 0-9. Default: by seed.")
+]
+BatchOption = Annotated[int, typer.Option("--batch-size", "--batch", min=1, help="Samples at a time.")]
+DeviceOption = Annotated[str, typer.Option("--device", help="cpu, cuda, cuda:1, mps.")]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print machine-readable JSON.")]
+MICRO_BATCH = 16  # fixed, so that samples are the same bits whatever --batch-size is
+
+
+def load_model(model: str, device: str) -> Denoiser:
+    """The denoiser that MODEL names, on a device, with a progress bar."""
+    from ..models import load
+    from ..progress import bar
+
+    with bar("loading") as report:
+        denoiser = load(model, progress=report)
+    return denoiser.to(checked_device(device))
+
+
+def checked_device(name: str) -> str:
+    """The name of a device that exists here. Raises ValueError otherwise."""
+    import torch
+
+    try:
+        torch.empty(0, device=name)
+    except (RuntimeError, AssertionError) as error:
+        raise ValueError(f"device: {name!r} is not available here ({str(error).splitlines()[0]})") from error
+    return name
+
+
+def read_data(data: str) -> Dataset:
+    """The data set that DATA names, with a progress bar."""
+    from .. import data as datasets
+    from ..progress import bar
+
+    with bar("reading data") as report:
+        return datasets.load(data, report)
+
+
+def is_model(path: str) -> bool:
+    """Whether a MODEL argument names a model, rather than data or samples."""
+    folder = Path(path)
+    return path.startswith("exact:") or (folder / "model.json").is_file() or (folder / "snapshots").is_dir()
+
+
+def chosen_sampler(
+    denoiser: Denoiser,
+    name: str,
+    settings: list[str] | None,
+    steps: int | None,
+    published: dict[str, float | None] | None = None,
+    churn: dict[str, float | None] | None = None,
+) -> Sampler:
+    """The sampler of --sampler, --steps, the published spellings, and --set, which comes last."""
+    from . import parse
+
+    given = [f"{key}={value}" for key, value in (published or {}).items() if value is not None]
+    churns = [f"stochasticity.{key}={value}" for key, value in (churn or {}).items() if value is not None]
+    if churns:
+        given += ["stochasticity=churn", *churns]
+    if steps is not None:
+        given.append(f"steps={steps}")
+    return parse.apply_settings(parse.sampler(name, denoiser), [*given, *(settings or [])])
