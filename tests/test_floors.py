@@ -8,19 +8,20 @@ import pytest
 SOURCE = Path(__file__).parents[1] / "src" / "elucidiff"
 FILES = sorted(SOURCE.rglob("*.py"))
 FLOORS = {
-    1: "errors component tensors seeds brownian files progress citations _version",
+    1: "errors component tensors seeds brownian files progress citations foreign _version",
     2: "formulation networks data augment metrics",
     3: "timesteps preconditioning",
     4: "denoiser",
     4.5: "objective",
-    5: "solvers guidance",
+    5: "solvers guidance posterior",
     5.5: "request result",
     6: "sampler",
-    6.5: "drive adapters",
+    6.5: "drive latents",
+    6.7: "adapters",
     7: "design",
     7.5: "models",
     8: "training analysis tuning",
-    9: "cli ui report recipes demo bench",
+    9: "cli ui report recipes demo bench analyze",
 }
 FLOOR_OF = {name: floor for floor, names in FLOORS.items() for name in names.split()}
 

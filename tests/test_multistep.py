@@ -42,33 +42,6 @@ SOLVERS = {name: solver for name, (solver, _, _) in ORDERS.items()} | {
     "spectrum corrected": so.GaussianExponential(mean=(0.1, -0.3), spectrum=(0.4, 1.3), corrector=True),
     "ab4 plain": so.AB(), "deis3 plain": so.DEIS(), "unipc3 plain": so.UniPC(), "gaussian3 plain": so.GaussianExponential(),
 }  # fmt: skip
-ALL_SEEN = ("dpm2", "ab4", "ipndm4", "deis3")  # with every schedule and scaling; the rest with the pairs
-PAIRS = [("edm", "none"), ("ve", "vp"), ("vp", "vp"), ("flow", "flow")]
-
-
-def combinations():
-    for i, (name, (_, _, sees_schedule)) in enumerate(ORDERS.items()):
-        pairs = [(a, b) for a in SCHEDULES for b in SCALINGS] if name in ALL_SEEN else PAIRS
-        for j, pair in enumerate(pairs if sees_schedule else pairs[:3]):
-            rule = list(one.RULES)[(i + j + j // len(one.RULES)) % len(one.RULES)]
-            yield name, *pair, "edm" if name.startswith("ipndm") else rule  # steps equal in t: see below
-
-
-@pytest.mark.parametrize(("name", "schedule", "scaling", "rule"), list(combinations()))
-def test_observed_order(name, schedule, scaling, rule, reference):
-    solver, order, _ = ORDERS[name]
-    sampler = ed.Sampler(schedule=SCHEDULES[schedule], scaling=SCALINGS[scaling], timesteps=one.RULES[rule],
-                         solver=solver, sigma_min=one.LOW, sigma_max=one.HIGH)  # fmt: skip
-    tolerance = 0.03 if order <= 2 else 0.1
-
-    def deviation(counts):
-        return max(abs(o - order) for o in one.observed_order(sampler, reference, counts))
-
-    off = deviation([n + 1 for n in one.INTERVALS])
-    for counts in ([129, 257, 513, 1025], [385, 769, 1537, 3073]):
-        if off > tolerance:  # two leading terms nearly cancel there: the order shows at shorter steps
-            off = deviation(counts)
-    assert off <= tolerance
 
 
 def test_without_an_accurate_start_the_first_step_shows(reference):

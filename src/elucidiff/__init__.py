@@ -23,10 +23,12 @@ if TYPE_CHECKING:
         design,
         errors,
         formulation,
+        guidance,
         metrics,
         models,
         networks,
         objective,
+        posterior,
         preconditioning,
         sampler,
         seeds,
@@ -35,6 +37,7 @@ if TYPE_CHECKING:
         training,
         tuning,
     )
+    from .analysis import bits_per_dim, log_likelihood
     from .denoiser import (
         Denoiser,
         EmpiricalDenoiser,
@@ -45,6 +48,7 @@ if TYPE_CHECKING:
     )
     from .design import EDM, IDDPM, VE, VP, Design, citation, compare_designs
     from .drive import Drive
+    from .latents import edit, interpolate, invert
     from .models import load, save
     from .objective import Objective, loss
     from .result import Result, Trajectory
@@ -53,11 +57,13 @@ if TYPE_CHECKING:
     from .tuning import steps_by_dynamic_programming, steps_by_equal_error
 
 _HOMES = {
+    "analysis": ("bits_per_dim", "log_likelihood"),
     "denoiser": (
         "Denoiser", "EmpiricalDenoiser", "FixedBatch", "GaussianDenoiser", "GaussianMixtureDenoiser", "Preconditioned",
     ),
     "design": ("EDM", "IDDPM", "VE", "VP", "Design", "citation", "compare_designs"),
     "drive": ("Drive",),
+    "latents": ("edit", "interpolate", "invert"),
     "models": ("load", "save"),
     "objective": ("Objective", "loss"),
     "result": ("Result", "Trajectory"),
@@ -88,19 +94,26 @@ __all__ = [
     "Trajectory",
     "__version__",
     "adapters",
+    "bits_per_dim",
     "citation",
     "compare_designs",
     "data",
     "denoiser",
     "design",
+    "edit",
     "errors",
     "formulation",
+    "guidance",
+    "interpolate",
+    "invert",
     "load",
+    "log_likelihood",
     "loss",
     "metrics",
     "models",
     "networks",
     "objective",
+    "posterior",
     "preconditioning",
     "sample",
     "sample_states",

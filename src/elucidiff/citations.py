@@ -39,6 +39,21 @@ BIBTEX = {
         "Alexander Quinn Nichol and Prafulla Dhariwal", 2021,
         booktitle="International Conference on Machine Learning (ICML)",
     ),
+    "adm": _entry(
+        "inproceedings", "dhariwal2021adm", "Diffusion Models Beat GANs on Image Synthesis",
+        "Prafulla Dhariwal and Alexander Quinn Nichol", 2021,
+        booktitle="Advances in Neural Information Processing Systems (NeurIPS)",
+    ),
+    "edm2": _entry(
+        "inproceedings", "karras2024edm2", "Analyzing and Improving the Training Dynamics of Diffusion Models",
+        "Tero Karras and Miika Aittala and Jaakko Lehtinen and Janne Hellsten and Timo Aila and Samuli Laine", 2024,
+        booktitle="IEEE/CVF Conference on Computer Vision and Pattern Recognition (CVPR)",
+    ),
+    "dit": _entry(
+        "inproceedings", "peebles2023dit", "Scalable Diffusion Models with Transformers",
+        "William Peebles and Saining Xie", 2023,
+        booktitle="IEEE/CVF International Conference on Computer Vision (ICCV)",
+    ),
     "flow": _entry(
         "inproceedings", "lipman2023flow", "Flow Matching for Generative Modeling",
         "Yaron Lipman and Ricky T. Q. Chen and Heli Ben-Hamu and Maximilian Nickel and Matt Le", 2023,
@@ -115,6 +130,58 @@ BIBTEX = {
     "dormand": _entry(
         "article", "dormand1980", "A Family of Embedded Runge-Kutta Formulae", "J. R. Dormand and P. J. Prince", 1980,
         journal="Journal of Computational and Applied Mathematics", volume="6",
+    ),
+    "cfg": _entry(
+        "inproceedings", "ho2021cfg", "Classifier-Free Diffusion Guidance", "Jonathan Ho and Tim Salimans", 2021,
+        booktitle="NeurIPS Workshop on Deep Generative Models and Downstream Applications",
+        note="arXiv:2207.12598",
+    ),
+    "autoguidance": _entry(
+        "inproceedings", "karras2024autoguidance", "Guiding a Diffusion Model with a Bad Version of Itself",
+        "Tero Karras and Miika Aittala and Tuomas Kynk{\\\"a}{\\\"a}nniemi and Jaakko Lehtinen and Timo Aila and "
+        "Samuli Laine",
+        2024, booktitle="Advances in Neural Information Processing Systems (NeurIPS)",
+    ),
+    "interval": _entry(
+        "inproceedings", "kynkaanniemi2024interval",
+        "Applying Guidance in a Limited Interval Improves Sample and Distribution Quality in Diffusion Models",
+        "Tuomas Kynk{\\\"a}{\\\"a}nniemi and Miika Aittala and Tero Karras and Samuli Laine and Timo Aila and "
+        "Jaakko Lehtinen",
+        2024, booktitle="Advances in Neural Information Processing Systems (NeurIPS)",
+    ),
+    "ddnm": _entry(
+        "inproceedings", "wang2023ddnm",
+        "Zero-Shot Image Restoration Using Denoising Diffusion Null-Space Model",
+        "Yinhuai Wang and Jiwen Yu and Jian Zhang", 2023,
+        booktitle="International Conference on Learning Representations (ICLR)",
+    ),
+    "dps": _entry(
+        "inproceedings", "chung2023dps", "Diffusion Posterior Sampling for General Noisy Inverse Problems",
+        "Hyungjin Chung and Jeongsol Kim and Michael T. McCann and Marc L. Klasky and Jong Chul Ye", 2023,
+        booktitle="International Conference on Learning Representations (ICLR)",
+    ),
+    "pigdm": _entry(
+        "inproceedings", "song2023pigdm", "Pseudoinverse-Guided Diffusion Models for Inverse Problems",
+        "Jiaming Song and Arash Vahdat and Morteza Mardani and Jan Kautz", 2023,
+        booktitle="International Conference on Learning Representations (ICLR)",
+    ),
+    "mmps": _entry(
+        "inproceedings", "rozet2024mmps",
+        "Learning Diffusion Priors from Observations by Expectation Maximization",
+        "Fran{\\c{c}}ois Rozet and G{\\'e}r{\\^o}me Andry and Fran{\\c{c}}ois Lanusse and Gilles Louppe", 2024,
+        booktitle="Advances in Neural Information Processing Systems (NeurIPS)",
+    ),
+    "tmpd": _entry(
+        "article", "boys2023tmpd", "Tweedie Moment Projected Diffusions for Inverse Problems",
+        "Benjamin Boys and Mark Girolami and Jakiw Pidstrigach and Sebastian Reich and Alan Mosca and "
+        "O. Deniz Akyildiz",
+        2023, journal="arXiv preprint arXiv:2310.06721",
+    ),
+    "repaint": _entry(
+        "inproceedings", "lugmayr2022repaint",
+        "RePaint: Inpainting Using Denoising Diffusion Probabilistic Models",
+        "Andreas Lugmayr and Martin Danelljan and Andres Romero and Fisher Yu and Radu Timofte and Luc Van Gool", 2022,
+        booktitle="IEEE/CVF Conference on Computer Vision and Pattern Recognition (CVPR)",
     ),
 }  # fmt: skip
 

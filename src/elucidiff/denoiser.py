@@ -61,6 +61,14 @@ class Denoiser(nn.Module):
         """The nearest level the denoiser was trained at (itself, unless its levels are discrete)."""
         return sigma
 
+    def finish(self, x: Tensor, **conditions: Any) -> Tensor:
+        """A sample (B, *) after the last step to sigma = 0; changed only where it must meet a constraint exactly."""
+        return x
+
+    def decode(self, x: Tensor) -> Tensor:
+        """What samples (B, *) show: pictures for a latent model that has its autoencoder, the samples themselves else."""
+        return x
+
 
 class FunctionDenoiser(Denoiser):
     """Any function (x, sigma, **conditions) -> D as a denoiser."""
@@ -80,7 +88,7 @@ class Preconditioned(Denoiser):
     `network` is a module called as network(x, c_noise, labels=None, ...) -> F, or a configuration
     (ed.networks.DDPMPP(...)) from which one is built: only the latter can be saved. It runs in its own
     dtype; coefficients are computed in float64; D is float32 or wider. `labels` are class indices (B,)
-    or vectors (B, label_dim).
+    or vectors (B, label_dim); other conditions go to the network by name.
     """
 
     def __init__(
@@ -101,7 +109,12 @@ class Preconditioned(Denoiser):
         self.sigma_min, self.sigma_max = preconditioning.sigma_min, preconditioning.sigma_max
 
     def denoise(
-        self, x: Tensor, sigma: Tensor, labels: Tensor | None = None, augment_labels: Tensor | None = None
+        self,
+        x: Tensor,
+        sigma: Tensor,
+        labels: Tensor | None = None,
+        augment_labels: Tensor | None = None,
+        **conditions: Any,
     ) -> Tensor:
         dtype = next((p.dtype for p in self.network.parameters()), torch.float32)
         x = x.to(torch.promote_types(dtype, torch.float32))
@@ -111,7 +124,7 @@ class Preconditioned(Denoiser):
             extra["labels"] = one_hot(labels, self.label_dim, len(x)).to(x.device, dtype)
         elif labels is not None:
             raise ValueError("labels: got some for a model without classes; leave them out")
-        F = self.network((c_in * x).to(dtype), c_noise, **extra)
+        F = self.network((c_in * x).to(dtype), c_noise, **extra, **conditions)
         return c_skip * x + c_out * F.to(x.dtype)
 
     def _coefficients(self, sigma: Tensor, x: Tensor) -> tuple[Any, Any, Any, Tensor]:
@@ -124,6 +137,10 @@ class Preconditioned(Denoiser):
 
     def round_sigma(self, sigma: Tensor) -> Tensor:
         return self.preconditioning.round_sigma(sigma)
+
+    def decode(self, x: Tensor) -> Tensor:
+        has_decoder = getattr(self.network, "autoencoder", None) is not None
+        return self.network.decode(x) if has_decoder else x  # type: ignore[operator]
 
 
 @functools.lru_cache(maxsize=4096)
@@ -292,6 +309,12 @@ class FixedBatch(Denoiser):
 
     def round_sigma(self, sigma: Tensor) -> Tensor:
         return self.denoiser.round_sigma(sigma)
+
+    def finish(self, x: Tensor, **conditions: Any) -> Tensor:
+        return self.denoiser.finish(x, **conditions)
+
+    def decode(self, x: Tensor) -> Tensor:
+        return torch.cat([self.denoiser.decode(part) for part in x.split(self.size)])
 
     def denoise(self, x: Tensor, sigma: Tensor, **conditions: Any) -> Tensor:
         n, parts = len(x), []

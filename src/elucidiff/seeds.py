@@ -105,6 +105,8 @@ class Stream:
     INIT = 6  # initial weights
     SPLIT = 7  # held-out part of a data set
     AUGMENT = 8  # augmentation of a sample
+    PROBE = 20  # probe of a Jacobian's trace, by number and row
+    DEQUANTISE = 21  # uniform noise within the levels of discrete data
 
 
 @contextmanager

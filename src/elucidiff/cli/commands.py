@@ -11,11 +11,19 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from . import show
+from .analyze import analyze
+from .compare import compare
+from .latents import edit, interpolate, invert
+from .likelihood import likelihood
 from .options import (
     MICRO_BATCH,
     BatchOption,
     DataArg,
     DeviceOption,
+    GuidanceAsked,
+    GuidanceIntervalOption,
+    GuidanceOption,
+    GuideOption,
     JsonOption,
     LabelsOption,
     ModelArg,
@@ -27,6 +35,7 @@ from .options import (
     load_model,
     read_data,
 )
+from .restore import restore
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -53,6 +62,9 @@ def sample(
     steps: StepsOption = None,
     settings: SetOption = None,
     labels: LabelsOption = None,
+    guidance: GuidanceOption = None,
+    guide: GuideOption = None,
+    guidance_interval: GuidanceIntervalOption = None,
     grid: Annotated[Path | None, typer.Option("--grid", help="Also write all images on one sheet, a PNG.")] = None,
     batch_size: BatchOption = 64,
     device: DeviceOption = "cpu",
@@ -68,6 +80,7 @@ def sample(
     """Draw samples from a model, one a seed, as PNG files (or samples.npz) with their provenance.
 
     Example: elucidiff sample exact:digits --seeds 0-15 --steps 18 --set solver=dpmpp_2m --out samples
+    Example: elucidiff sample runs/digits --guidance 2 --guide runs/digits/snapshots/000050 --out guided
     """
     from ..denoiser import FixedBatch
     from ..files import refuse_existing
@@ -88,23 +101,26 @@ def sample(
         {"sigma_min": sigma_min, "sigma_max": sigma_max, "timesteps.rho": rho},
         churn,
     )
+    wish = GuidanceAsked(guidance, guide, guidance_interval)
+    guided = wish.of(denoiser, device)
     result = draw(
-        FixedBatch(denoiser, MICRO_BATCH),
+        FixedBatch(guided or denoiser, MICRO_BATCH),
         chosen,
         seeds=wanted,
         labels=parse.labels(labels, len(wanted), denoiser),
         batch_size=batch_size,
         progress=True,
     )
-    result.save(out, model=model)
+    facts = wish.facts(guided, result.nfe)
+    result.save(out, model=model, **facts)
     if grid is not None:
         show.write_grid(grid, result.x)
     if as_json:
         show.as_json(
-            {"out": str(out), "samples": len(result.x), "nfe": result.nfe, "seconds": round(result.seconds, 3)}
+            {"out": str(out), "samples": len(result.x), "nfe": result.nfe, "seconds": round(result.seconds, 3)} | facts
         )
     else:
-        print(f"{len(result.x)} samples in {out} (NFE {result.nfe} each, {result.seconds:.1f} s)")
+        print(f"{len(result.x)} samples in {out} ({_cost(result.nfe, facts)} each, {result.seconds:.1f} s)")
 
 
 def inspect(data: DataArg, as_json: JsonOption = False) -> None:
@@ -160,6 +176,9 @@ def evaluate(
     steps: StepsOption = None,
     settings: SetOption = None,
     labels: LabelsOption = None,
+    guidance: GuidanceOption = None,
+    guide: GuideOption = None,
+    guidance_interval: GuidanceIntervalOption = None,
     batch_size: BatchOption = 256,
     device: DeviceOption = "cpu",
     as_json: JsonOption = False,
@@ -172,10 +191,15 @@ def evaluate(
 
     reference, real = reference_and_real(read_data(data), heldout)
     facts: dict[str, Any] = {"model": model, "data": data}
+    wish = GuidanceAsked(guidance, guide, guidance_interval)
     if Path(model).is_dir() and not is_model(model):
+        if any(option is not None for option in wish):
+            raise ValueError(f"--guidance: {model} is a folder of samples; only a MODEL can be guided")
         samples, asked = _read_samples(Path(model))
     else:
-        samples, asked, more = _drawn(model, device, num, first_seed, sampler, steps, settings, labels, batch_size)
+        samples, asked, more = _drawn(
+            model, device, num, first_seed, sampler, steps, settings, labels, wish, batch_size
+        )
         facts |= more
     scores = score_samples(samples, reference, real, labels=asked, metrics=[m.strip() for m in metrics.split(",")])
     if as_json:
@@ -183,7 +207,9 @@ def evaluate(
     else:
         show.scores(scores, reference)
         if "nfe" in facts:
-            print(f"NFE {facts['nfe']}, seeds {facts['seeds'][0]} to {facts['seeds'][1]}; the sampler: --json")
+            print(
+                f"{_cost(facts['nfe'], facts)}, seeds {facts['seeds'][0]} to {facts['seeds'][1]}; the sampler: --json"
+            )
 
 
 def convert(
@@ -254,8 +280,15 @@ ALL: dict[str, Callable[..., None]] = {
     "inspect": inspect,
     "train": train,
     "sample": sample,
+    "restore": restore,
     "evaluate": evaluate,
+    "compare": compare,
+    "analyze": analyze,
     "convert": convert,
+    "invert": invert,
+    "interpolate": interpolate,
+    "edit": edit,
+    "likelihood": likelihood,
     "bench": bench,
 }
 
@@ -269,6 +302,7 @@ def _drawn(
     steps: int | None,
     settings: list[str] | None,
     labels: str | None,
+    wish: GuidanceAsked,
     batch_size: int,
 ) -> tuple[Tensor, Tensor | None, dict[str, Any]]:
     """Samples of a model for scoring, their labels, and what the scores depend on."""
@@ -278,10 +312,17 @@ def _drawn(
     denoiser = load_model(model, device)
     chosen = chosen_sampler(denoiser, sampler, settings, steps)
     asked = parse.labels(labels, num, denoiser)
+    guided = wish.of(denoiser, device)
     seeds = range(first_seed, first_seed + num)
-    result = draw(denoiser, chosen, seeds=seeds, labels=asked, batch_size=min(batch_size, num), progress=True)
+    result = draw(guided or denoiser, chosen, seeds=seeds, labels=asked, batch_size=min(batch_size, num), progress=True)
     facts = {"sampler": chosen.to_dict(), "nfe": result.nfe, "seeds": [first_seed, first_seed + num - 1]}
-    return result.x.cpu(), result.labels, facts
+    return result.x.cpu(), result.labels, facts | wish.facts(guided, result.nfe)
+
+
+def _cost(nfe: int, facts: dict[str, Any]) -> str:
+    """NFE 35; with guidance, how many evaluations of networks that is: two of them answer within the interval."""
+    guidance = facts.get("guidance")
+    return f"NFE {nfe}" + (f", {guidance['network_evaluations']:g} network evaluations" if guidance else "")
 
 
 def _read_samples(folder: Path) -> tuple[Tensor, Tensor | None]:

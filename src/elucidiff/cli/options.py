@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
 import typer
 
 if TYPE_CHECKING:
     from ..data import Dataset
     from ..denoiser import Denoiser
+    from ..guidance import Guided
     from ..sampler import Sampler
 
 ModelArg = Annotated[
@@ -38,6 +39,19 @@ LabelsOption = Annotated[
 BatchOption = Annotated[int, typer.Option("--batch-size", "--batch", min=1, help="Samples at a time.")]
 DeviceOption = Annotated[str, typer.Option("--device", help="cpu, cuda, cuda:1, mps.")]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print machine-readable JSON.")]
+GuidanceOption = Annotated[
+    float | None,
+    typer.Option("--guidance", metavar="W", help="Guidance weight, 1 for none: classifier-free, or see --guide."),
+]
+GuideOption = Annotated[
+    str | None,
+    typer.Option(
+        "--guide", metavar="MODEL", help="Guide by this worse (autoguidance) or unconditional model, with --guidance."
+    ),
+]
+GuidanceIntervalOption = Annotated[
+    str | None, typer.Option("--guidance-interval", metavar="LO,HI", help="Guide at noise levels in (LO, HI] only.")
+]
 MICRO_BATCH = 16  # fixed, so that samples are the same bits whatever --batch-size is
 
 
@@ -49,6 +63,36 @@ def load_model(model: str, device: str) -> Denoiser:
     with bar("loading") as report:
         denoiser = load(model, progress=report)
     return denoiser.to(checked_device(device))
+
+
+class GuidanceAsked(NamedTuple):
+    """What --guidance, --guide and --guidance-interval say."""
+
+    weight: float | None
+    guide: str | None
+    interval: str | None
+
+    def of(self, denoiser: Denoiser, device: str) -> Guided | None:
+        """The denoiser guided as asked; None when nothing was asked. Raises ValueError for options without a weight."""
+        from ..guidance import Auto, ClassifierFree
+        from . import parse
+
+        if self.weight is None:
+            if self.guide is not None or self.interval is not None:
+                raise ValueError("--guide and --guidance-interval only say how to guide: give --guidance too, e.g. 2")
+            return None
+        ends = None if self.interval is None else parse.interval(self.interval, "guidance-interval")
+        second = None if self.guide is None else load_model(self.guide, device)
+        if second is None or (denoiser.label_dim and not second.label_dim):
+            return ClassifierFree(denoiser, self.weight, ends, unconditional=second)
+        return Auto(denoiser, second, self.weight, ends)
+
+    def facts(self, guided: Guided | None, nfe: int) -> dict[str, Any]:
+        """For the provenance, after a run: settings, and evaluations of networks a sample. Empty when unguided."""
+        if guided is None:
+            return {}
+        evaluations = round(nfe * guided.network_calls / guided.main_calls, 2)
+        return {"guidance": guided.settings() | {"guide": self.guide, "network_evaluations": evaluations}}
 
 
 def checked_device(name: str) -> str:

@@ -62,14 +62,22 @@ def labels(text: str | None, n: int, denoiser: Denoiser) -> list[int] | None:
     return [found[i % len(found)] for i in range(n)]
 
 
+def interval(text: str, what: str) -> tuple[float, float]:
+    """Two numbers, "0.2,3" or "0.2,inf". Raises ValueError saying what a good interval looks like."""
+    try:
+        low, high = (float(part) for part in text.split(","))
+    except ValueError:
+        raise ValueError(f"{what}: cannot read {text!r}; expected two numbers such as 0.2,3 or 0.2,inf") from None
+    return low, high
+
+
 def sampler(name: str, denoiser: Denoiser) -> Sampler:
     """A sampler by preset name (edm, vp, ve, iddpm; model: the one it was trained with) or from a JSON file.
 
     The file may hold a sampler or a whole design.
     """
-    from ..design import PRESETS, Design
+    from ..design import PRESETS
     from ..models import design_of
-    from ..sampler import Sampler
 
     if name in PRESETS:
         return PRESETS[name].sampler
@@ -81,8 +89,16 @@ def sampler(name: str, denoiser: Denoiser) -> Sampler:
     path = Path(name)
     if path.suffix != ".json":
         raise ValueError(unknown("sampler", name, [*PRESETS, "model"]) + " or a .json file")
+    return sampler_file(path)
+
+
+def sampler_file(path: Path) -> Sampler:
+    """The sampler of a JSON file, which may hold a sampler or a whole design."""
+    from ..design import Design
+    from ..sampler import Sampler
+
     if not path.is_file():
-        raise FileNotFoundError(f"{name}: no such sampler file")
+        raise FileNotFoundError(f"{path}: no such sampler file")
     try:
         is_design = "sampler" in json.loads(path.read_text(encoding="utf-8"))
     except (ValueError, TypeError):

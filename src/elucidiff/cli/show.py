@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from rich.console import Console
     from torch import Tensor
 
     from ..analysis import Score
@@ -17,6 +19,26 @@ if TYPE_CHECKING:
 def as_json(value: Any) -> None:
     """Print a value for machines."""
     print(json.dumps(value, indent=2))
+
+
+def table(title: str, header: Sequence[str], rows: Sequence[Sequence[str]], words: Collection[str] = ()) -> None:
+    """Print a table of texts: the first column and those in `words` aligned left, the others right."""
+    from rich.table import Table
+
+    made = Table(title=title, title_justify="left")
+    for i, name in enumerate(header):
+        made.add_column(name, justify="left" if i == 0 or name in words else "right")
+    for row in rows:
+        made.add_row(*row)
+    _console().print(made)
+
+
+def _console() -> Console:
+    """As wide as the terminal; wide where the output goes into a file, which has no width."""
+    from rich.console import Console
+
+    console = Console()
+    return console if console.is_terminal else Console(width=160)
 
 
 def scores(found: list[Score], reference: Dataset) -> None:

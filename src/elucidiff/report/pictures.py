@@ -144,7 +144,8 @@ def _labelled(sheet: Image, labels: Sequence[tuple[str, float]], top: int = 0) -
     return page
 
 
-def _trajectory(pairs: Sequence[Image], headings: Sequence[str]) -> Image:
+def _trajectory(pairs: Sequence[Image], headings: Sequence[str], names: Sequence[str] = ("x", "D")) -> Image:
+    """Sheets of some rows each, one below the other: a name at the left of every row, a heading over every column."""
     from PIL import Image, ImageDraw
 
     width, height, apart, top = pairs[0].width, pairs[0].height, 4 * GAP, round(1.6 * LETTERS)
@@ -153,7 +154,7 @@ def _trajectory(pairs: Sequence[Image], headings: Sequence[str]) -> Image:
     for k, pair in enumerate(pairs):
         y = k * (height + apart)
         sheet.paste(pair, (0, y))
-        labels += [("x", y + height / 4), ("D", y + 3 * height / 4)]
+        labels += [(name, y + (i + 0.5) * height / len(names)) for i, name in enumerate(names)]
     page = _labelled(sheet, labels, top)
     draw, pitch = ImageDraw.Draw(page), (width + GAP) / len(headings)
     for i, heading in enumerate(headings):

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ..component import require
-from .quadrature import combination
+from .quadrature import combination, scaled
 from .run import Run
 from .solver import Solver
 
@@ -66,26 +66,29 @@ class RK45(Solver, kind="rk45"):
         D = run.known(kept["denoised"]) if known else run.denoise(x, t)
         if end == 0:
             return s_next * D
-        length = float(kept["length"]) if known else level - end
-        x = x / run.scale(t)
-        while level > end:
-            target = end if level - length <= end + 1e-10 * level else level - length  # no sliver left over
+        sign = 1 if end < level else -1  # downwards, or upwards in an inversion
+        length = float(kept["length"]) if known else abs(level - end)
+        x = scaled(1 / run.scale(t), x)
+        while level != end:
+            target = level - sign * length
+            target = end if sign * target <= sign * end + 1e-10 * level else target  # no sliver left over
             x_new, D_new, difference = dormand_prince(run, x, level, target, D)
             err = self._error(difference, x, x_new)
-            length = _next_length(length, level - target, err)
+            length = _next_length(length, abs(level - target), err)
             if err <= 1:
                 x, D, level = x_new, D_new, target
             self._check(run, level, length)
-        x = s_next * x
+        x = scaled(s_next, x)
         run.keep("end", x)
         run.keep("denoised", D)
-        run.keep("length", torch.tensor(length, dtype=torch.float64))
+        run.keep("length", torch.full((), length, dtype=torch.float64))
         return x
 
     def _error(self, difference: Tensor, x: Tensor, x_new: Tensor) -> float:
         """The largest error of a sample, in units of what is tolerated."""
-        tolerated = self.atol + self.rtol * torch.maximum(x.abs(), x_new.abs())
-        return float((difference / tolerated).square().flatten(1).mean(1).max().sqrt())
+        tolerated = torch.maximum(x.abs(), x_new.abs()).mul_(self.rtol).add_(self.atol)
+        norms = torch.linalg.vector_norm((difference / tolerated).flatten(1), dim=1)
+        return float(norms.max()) / math.sqrt(math.prod(x.shape[1:]))
 
     def _check(self, run: Run, level: float, length: float) -> None:
         asked = f"rk45 with rtol={self.rtol:g}, atol={self.atol:g}"
@@ -105,11 +108,16 @@ def _next_length(length: float, taken: float, err: float) -> float:
 def dormand_prince(run: Run, x: Tensor, a: float, b: float, D: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """The unscaled x at level b given x and D at level a, D there, and the difference of the orders; six calls."""
     h = b - a
-    slopes, x_new = [(x - D) / a], x
+    x_new, slopes = x, [(h / a, x - D)]  # h d x_hat / d sigma as (number, tensor): the quotient is left to the sums
     for c, row in zip(C[1:], A[1:], strict=True):
-        x_new = combination(x, 1.0, [(h * w, d) for w, d in zip(row, slopes, strict=True) if w])
+        x_new = combination(x, 1.0, _weighted(row, slopes))
         level = b if c == 1 else a + c * h
         D = run.denoise_at(x_new, level)
-        slopes.append((x_new - D) / level)
-    difference = combination(slopes[0], h * E[0], [(h * w, d) for w, d in zip(E[1:], slopes[1:], strict=True) if w])
-    return x_new, D, difference
+        slopes.append((h / level, x_new - D))
+    (w, d), *rest = _weighted(E, slopes)
+    return x_new, D, combination(d, w, rest)
+
+
+def _weighted(weights: tuple[float, ...], slopes: list[tuple[float, Tensor]]) -> list[tuple[float, Tensor]]:
+    """The terms of the sum of weights times slopes, without those of weight 0."""
+    return [(w * step, d) for w, (step, d) in zip(weights, slopes, strict=True) if w]

@@ -24,13 +24,15 @@ def previous(
 
     Each lies at least a tenth of the coming step above the one after it. Churn may lift t to the level of the past
     or above: there is nothing to extrapolate from then. The variable increases with t. The newest `skip` are left out.
+    In a step upwards (an inversion) the past lies below, and all is mirrored.
     """
     here, ahead = (t, t_next) if variable is None else (variable(t), variable(t_next))
-    least = 0.1 * (here - ahead)
+    sign = 1 if ahead < here else -1
+    least = 0.1 * abs(here - ahead)
     found: list[Past] = []
     for past in itertools.islice(reversed(run.past), skip, None):
         there = past.t if variable is None else variable(past.t)
-        if len(found) == count or there - here <= least:
+        if len(found) == count or sign * (there - here) <= least:
             break
         found.append(past)
         here = there
@@ -39,7 +41,7 @@ def previous(
 
 def aim(run: Run, t_next: float) -> None:
     """Leave word of where this step goes, for `arrived`."""
-    run.keep("target", torch.tensor(t_next, dtype=torch.float64))
+    run.keep("target", torch.full((), t_next, dtype=torch.float64))
 
 
 def arrived(run: Run, t: float) -> bool:
@@ -82,14 +84,22 @@ def levels_between(high: float, low: float) -> tuple[Array, Array]:
     """
     nodes, weights = _gauss(10)
     width = math.log(high / low)
-    panels = max(math.ceil(width), 1)
+    panels = max(math.ceil(abs(width)), 1)
     offsets = (np.arange(panels)[:, None] + nodes) * (width / panels)
     return low * np.exp(offsets.ravel()), np.tile(weights * (width / panels), panels)
 
 
+def scaled(weight: float | Tensor, x: Tensor) -> Tensor:
+    """Weight times x; x itself where the weight is the number 1, as s is without scaling."""
+    return x if isinstance(weight, float) and weight == 1 else weight * x
+
+
 def combination(x: Tensor, weight: float | Tensor, terms: Sequence[tuple[float | Tensor, Tensor]]) -> Tensor:
-    """Weight x + the sum of w y over the terms (w, y); weights are numbers or tensors that broadcast to x."""
-    total = weight * x
+    """Weight x + the sum of w y over the terms (w, y), at least one; weights are numbers or broadcast to x."""
+    total = scaled(weight, x)
+    if total is x:  # then the first sum makes the new tensor
+        (w, y), *terms = terms
+        total = torch.addcmul(x, w, y) if isinstance(w, Tensor) else torch.add(x, y, alpha=w)
     for w, y in terms:
         if isinstance(w, Tensor):
             total.addcmul_(w, y)

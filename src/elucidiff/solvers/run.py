@@ -73,6 +73,7 @@ class Run:
         self._first: Tensor | None = None  # D of the step's first evaluation
         self._kept: dict[str, Tensor] = {}
         self._brownian: Brownian | None = None
+        self._rounded: dict[float, float] = {}
         self._covered = self._reached = math.inf  # the lowest level whose noise is spent: before this step, now
 
     def sigma(self, t: float) -> float:
@@ -89,7 +90,9 @@ class Run:
 
     def round(self, sigma: float) -> float:
         """The nearest noise level at which the denoiser was trained."""
-        return float(self.denoiser.round_sigma(torch.tensor(sigma, dtype=torch.float64)))
+        if sigma not in self._rounded:
+            self._rounded[sigma] = float(self.denoiser.round_sigma(torch.full((), sigma, dtype=torch.float64)))
+        return self._rounded[sigma]
 
     def denoise(self, x: Tensor, t: float) -> Tensor:
         """D(x / s(t); sigma(t)), in the dtype of x. Counts one network evaluation."""
@@ -98,7 +101,7 @@ class Run:
 
     def denoise_at(self, x: Tensor, sigma: float) -> Tensor:
         """D(x; sigma) of an unscaled x at any level, for solvers that work in x / s. Counts one evaluation."""
-        return self._evaluate(x, torch.tensor(sigma, dtype=torch.float64))
+        return self._evaluate(x, torch.full((), sigma, dtype=torch.float64))  # half the time of torch.tensor
 
     def _evaluate(self, x: Tensor, level: Tensor) -> Tensor:
         D = self.denoiser(x, level, **self.conditions).to(x.dtype)
@@ -133,7 +136,7 @@ class Run:
         """
         a, b = self.clock.at(t), self.clock.at(t_up)
         std = max(b.sigma**2 - a.sigma**2, 0.0) ** 0.5
-        return torch.add((b.s / a.s) * x, self.fresh_noise(x), alpha=std * b.s * S_noise)
+        return torch.add(x if b.s == a.s else (b.s / a.s) * x, self.fresh_noise(x), alpha=std * b.s * S_noise)
 
     def fresh_noise(self, x: Tensor) -> Tensor:
         """The next standard normal draw of every sample, like x."""
@@ -174,7 +177,9 @@ class Run:
         times = self.clock.grid(sigmas)
         self.steps = len(times) - 1
         if visited := stochasticity.visits(sigmas.tolist()):
-            self.clock.grid(self.denoiser.round_sigma(torch.tensor(visited, dtype=torch.float64)))
+            rounded = self.denoiser.round_sigma(torch.tensor(visited, dtype=torch.float64))
+            self.clock.grid(rounded)
+            self._rounded = dict(zip(visited, rounded.tolist(), strict=True))
         if inner := [t + c * (t_next - t) for c in solver.nodes for t, t_next in pairwise(times)]:
             self.clock.prefetch(torch.tensor(inner, dtype=torch.float64))
         return times
@@ -187,6 +192,8 @@ class Run:
         x_hat, t_hat = stochasticity.lift(self, x, t)  # e.g. Algorithm 2, lines 4-6
         x = solver.step(self, x_hat, t_hat, stochasticity.aim(self, t_hat, t_next))
         x = stochasticity.drop(self, x, t_hat, t_next)  # e.g. ancestral
+        if self.sigma(t_next) == 0:
+            x = self.denoiser.finish(x, **self.conditions)
         denoised = self._first if self._first is not None else x_hat
         self.past.append(Past(t_hat, x_hat, denoised, self._kept))
         self._covered = self._reached

@@ -26,7 +26,7 @@ import torch
 from torch import Tensor
 
 from ..component import require
-from .quadrature import combination, log_level, previous
+from .quadrature import combination, log_level, previous, scaled
 from .run import Run
 from .solver import Solver
 
@@ -127,13 +127,15 @@ class PC(_Stochastic, kind="pc"):
         x_hat = combination(x, (1 - drift) / run.scale(t), [(drift, D), *noise])
         for _ in range(self.corrector_steps):
             x_hat = self._langevin(run, x_hat, b)
-        return s_next * x_hat
+        return scaled(s_next, x_hat)
 
     def _langevin(self, run: Run, x: Tensor, sigma: float) -> Tensor:
         way = run.denoise_at(x, sigma) - x  # sigma^2 g
         z = _fresh(run, x)
-        eps = (2 * (self.r * sigma * _ratio(z, way)).square()).nan_to_num(1.0).clamp(max=1.0)  # over sigma^2
-        return torch.addcmul(x, eps, way).addcmul_((2 * eps).sqrt() * (sigma * self.S_noise), z)
+        ratio = _ratio(z, way)  # |z| / |way|; eps = 2 (r sigma ratio)^2 sigma^2 is at most sigma^2
+        ratio = ratio.nan_to_num(0.0).clamp(max=1 / (math.sqrt(2) * self.r * sigma))
+        x = torch.addcmul(x, ratio.square(), way, value=2 * (self.r * sigma) ** 2)
+        return x.addcmul_(ratio, z, value=2 * self.r * sigma**2 * self.S_noise)
 
 
 def _fresh(run: Run, x: Tensor) -> Tensor:
@@ -143,7 +145,8 @@ def _fresh(run: Run, x: Tensor) -> Tensor:
 
 def _ratio(x: Tensor, y: Tensor) -> Tensor:
     """|x| / |y| of each sample, (B, 1, ...); row by row, so that the bits do not depend on the batch."""
-    return torch.stack([a.norm() / b.norm() for a, b in zip(x, y, strict=True)]).reshape(-1, *[1] * (x.ndim - 1))
+    norm = torch.linalg.vector_norm
+    return torch.stack([norm(a) / norm(b) for a, b in zip(x, y, strict=True)]).reshape(-1, *[1] * (x.ndim - 1))
 
 
 class DPMppSDE(_Stochastic, kind="dpmpp_sde"):
