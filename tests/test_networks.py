@@ -1,28 +1,22 @@
-"""Networks: the published numbers, the formulas of single layers, sizes, and errors."""
+"""Networks: the formulas of single layers, initial weights, the call, sizes, and errors."""
 
 import json
 import math
-from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load_file
 
-from elucidiff.errors import FormatError
-from elucidiff.networks import DDPMPP, MLP, Network, for_shape, from_published
-from elucidiff.networks.layers import (
-    Attention,
-    Conv,
-    Downsample,
-    Linear,
+from elucidiff.networks import ADM, DDPMPP, EDM2, MLP, NCSNPP, DiT, Network, for_shape
+from elucidiff.networks.blocks import Attention, ResidualBlock, Style
+from elucidiff.networks.embedding import (
+    Fourier,
+    LateLabelEmbedding,
     NoiseEmbedding,
-    ResidualBlock,
-    Upsample,
-    group_norm,
     positional_embedding,
+    positional_embedding_exclusive,
 )
-
-GOLDEN = Path(__file__).parents[2] / "shared" / "data" / "golden"
+from elucidiff.networks.layers import Conv, Linear, group_norm, heads_of, kaiming
+from elucidiff.networks.resampling import DownConv, Downsample, Upsample
 
 
 def normal(*shape, seed=0):
@@ -42,120 +36,56 @@ def small_unet(shape=(1, 8, 8), label_dim=0, **fields):
     return randomise(network.build(shape, label_dim))
 
 
-def parameters(network, shape, label_dim=0):
-    with torch.device("meta"):
-        return sum(p.numel() for p in network.build(shape, label_dim).parameters())
-
-
-# ------------------------------------------------------------------ the published network
-
-
-def golden_case(name):
-    if not GOLDEN.is_dir():
-        pytest.skip(f"golden data not found at {GOLDEN}")
-    case = json.loads((GOLDEN / "networks.json").read_text())[name]
-    tensors = load_file(GOLDEN / f"network_{name}.safetensors")
-    weights = {k.removeprefix("weights."): v.float() for k, v in tensors.items() if k.startswith("weights.")}
-    arguments = case["arguments"]
-    network = DDPMPP(
-        channels=arguments["model_channels"],
-        multipliers=arguments["channel_mult"],
-        blocks=arguments["num_blocks"],
-        attention=arguments["attn_resolutions"],
-        dropout=arguments.get("dropout", 0.0),
-        augment_dim=arguments.get("augment_dim", 0),
-    )
-    side = arguments["img_resolution"]
-    module = network.build((arguments["img_channels"], side, side), arguments["label_dim"]).eval()
-    module.load_state_dict(from_published(weights))
-    return module, tensors, case["parameters"]
-
-
-def edm_coefficients(sigma, sigma_data=0.5):
-    root = (sigma**2 + sigma_data**2).sqrt()
-    return sigma_data**2 / root**2, sigma * sigma_data / root, 1 / root, sigma.log() / 4
-
-
-def vp_coefficients(sigma, beta_d=19.9, beta_min=0.1, M=1000):
-    t = ((beta_min**2 + 2 * beta_d * (sigma**2).log1p()).sqrt() - beta_min) / beta_d
-    return torch.ones_like(sigma), -sigma, 1 / (sigma**2 + 1).sqrt(), (M - 1) * t
-
-
-@pytest.mark.parametrize("expected", ["D", "D_without_augment"])
-@pytest.mark.parametrize(("name", "coefficients"), [("ddpmpp_edm", edm_coefficients), ("ddpmpp_vp", vp_coefficients)])
-def test_golden(name, coefficients, expected):
-    module, tensors, count = golden_case(name)
-    assert sum(p.numel() for p in module.parameters()) == count
-    c_skip, c_out, c_in, c_noise = coefficients(tensors["sigma"].double())
-    c_skip, c_out, c_in = (c.reshape(-1, 1, 1, 1) for c in (c_skip, c_out, c_in))
-    x = tensors["x"]
-    augment_labels = tensors.get("augment_labels") if expected == "D" else None
-    with torch.no_grad():
-        F = module(c_in.float() * x, c_noise, tensors.get("labels"), augment_labels)
-    D_golden = tensors[expected].double()
-    assert worst(c_skip * x + c_out * F, D_golden) < 1e-5
-    assert worst(F, (D_golden - c_skip * x) / c_out) < 2e-5
-
-
-def worst(got, wanted):
-    """The largest over images of max difference / max |wanted|."""
-    return ((got - wanted).abs().flatten(1).amax(1) / wanted.abs().flatten(1).amax(1)).max().item()
-
-
-def test_published_parameter_counts():
-    cifar = DDPMPP(augment_dim=9)
-    assert parameters(cifar, (3, 32, 32)) == 55_733_891
-    assert parameters(cifar, (3, 32, 32), 10) == 55_735_299
-    assert parameters(cifar.replace(multipliers=(1, 2, 2, 2)), (3, 64, 64)) == 61_805_571
-
-
-@pytest.mark.parametrize(
-    "name",
-    [
-        "model.enc.16x16_aux_conv.weight",
-        "model.enc.8x8_block0.conv2.weight",
-        "model.enc.8x8_conv.freqs",
-        "model.map_noise.freqs",
-        "model.dec.8x8_in2.conv0.weight",
-        "u",
-    ],
-)
-def test_a_name_of_another_network_is_an_error(name):
-    with pytest.raises(FormatError, match="does not belong to a DDPM"):
-        from_published({"model.enc.16x16_conv.weight": torch.zeros(1), name: torch.zeros(1)})
-
-
-def test_an_output_at_every_level_is_an_error():
-    names = ["dec.16x16_aux_conv.weight", "dec.8x8_aux_conv.weight"]
-    with pytest.raises(FormatError, match="two of them have the same place"):
-        from_published(dict.fromkeys(names, torch.zeros(1)))
-
-
 # ------------------------------------------------------------------ single layers, in float64
 
 
-def test_attention_formula():
-    layer = randomise(Attention(8).double())
+def explicit_attention(qkv, heads):
+    """softmax(q k^T / sqrt(d)) v, one head after the other, from (B, 3C, pixels) in the order head, channel, (q, k, v)."""
+    d = qkv.shape[1] // 3 // heads
+    outputs = []
+    for h in range(heads):
+        q, k, v = (qkv[:, 3 * d * h + part : 3 * d * (h + 1) : 3] for part in range(3))
+        logits = torch.einsum("bci,bcj->bij", q, k) / math.sqrt(d)
+        weights = logits.exp() / logits.exp().sum(dim=2, keepdim=True)
+        outputs.append(torch.einsum("bij,bcj->bci", weights, v))
+    return torch.cat(outputs, dim=1)
+
+
+ADM_STYLE = Style(eps=1e-5, k=1.0, scale_shift=True, head_channels=4, resample_skips=False, init=kaiming)
+
+
+@pytest.mark.parametrize(("style", "heads", "k"), [(Style(), 1, math.sqrt(0.5)), (ADM_STYLE, 2, 1)])
+def test_attention_formula(style, heads, k):
+    layer = randomise(Attention(8, style).double())
     x = normal(2, 8, 3, 5)
-    n = layer.norm(x)
-    qkv = torch.einsum("oc,bchw->bohw", layer.qkv.weight[:, :, 0, 0], n) + layer.qkv.bias[:, None, None]
-    q, k, v = (qkv[:, part::3].flatten(2) for part in range(3))
-    weights = (torch.einsum("bci,bcj->bij", q, k) / math.sqrt(8)).softmax(dim=2)
-    a = torch.einsum("bij,bcj->bci", weights, v).reshape(x.shape)
-    a = torch.einsum("oc,bchw->bohw", layer.proj.weight[:, :, 0, 0], a) + layer.proj.bias[:, None, None]
-    torch.testing.assert_close(layer(x), (x + a) * math.sqrt(0.5), rtol=0, atol=1e-10)
+    n = normalised_groups(x, 2, style.eps, layer.norm).flatten(2)
+    qkv = torch.einsum("oc,bcp->bop", layer.qkv.weight[:, :, 0, 0], n) + layer.qkv.bias[:, None]
+    a = explicit_attention(qkv, heads)
+    a = torch.einsum("oc,bcp->bop", layer.proj.weight[:, :, 0, 0], a) + layer.proj.bias[:, None]
+    torch.testing.assert_close(layer(x), (x + a.reshape(x.shape)) * k, rtol=0, atol=1e-10)
+
+
+@pytest.mark.parametrize(
+    ("channels", "heads"), [(32, 1), (64, 1), (96, 1), (128, 2), (192, 3), (200, 2), (448, 7), (768, 12)]
+)
+def test_heads_have_at_least_64_channels(channels, heads):
+    assert heads_of(channels, 64) == heads
+
+
+def normalised_groups(x, groups, eps, layer):
+    g = x.reshape(len(x), groups, -1)
+    g = (g - g.mean(2, keepdim=True)) / (g.var(2, unbiased=False, keepdim=True) + eps).sqrt()
+    return g.reshape(x.shape) * layer.weight[:, None, None] + layer.bias[:, None, None]
 
 
 @pytest.mark.parametrize(
     ("channels", "groups"), [(4, 1), (32, 8), (96, 24), (128, 32), (256, 32), (384, 32), (144, 16)]
 )
 def test_group_norm_formula(channels, groups):
-    layer = randomise(group_norm(channels))
     x = 3 * normal(2, channels, 4, 5) + 1
-    g = x.reshape(2, groups, -1)
-    normalised = (g - g.mean(2, keepdim=True)) / (g.var(2, unbiased=False, keepdim=True) + 1e-6).sqrt()
-    wanted = normalised.reshape(x.shape) * layer.weight[:, None, None] + layer.bias[:, None, None]
-    torch.testing.assert_close(layer(x), wanted, rtol=0, atol=1e-10)
+    for eps in (1e-6, 1e-5):
+        layer = randomise(group_norm(channels, eps))
+        torch.testing.assert_close(layer(x), normalised_groups(x, groups, eps, layer), rtol=0, atol=1e-10)
 
 
 def down_rows(x, taps):
@@ -182,11 +112,41 @@ def up_rows(x, taps):
 
 @pytest.mark.parametrize("taps", [(1, 1), (1, 3, 3, 1), (3, 1), (1, 2, 3, 4, 5, 1)])
 @pytest.mark.parametrize(("layer", "rows"), [(Downsample, down_rows), (Upsample, up_rows)])
-def test_resampling_formula(layer, rows, taps):
-    x = normal(2, 3, 6, 8)
-    # One axis at a time: the filter is separable.
-    wanted = rows(rows(x.permute(2, 3, 0, 1), taps).transpose(0, 1), taps).permute(2, 3, 1, 0)
-    torch.testing.assert_close(layer(taps).double()(x), wanted, rtol=0, atol=1e-10)
+@pytest.mark.parametrize("size", [(6,), (6, 8), (4, 6, 2)])
+def test_resampling_formula(layer, rows, taps, size):
+    x = normal(2, 3, *size)
+    wanted = x
+    for axis in range(2, x.ndim):  # one axis at a time: the filter is separable
+        wanted = rows(wanted.transpose(0, axis), taps).transpose(0, axis)
+    torch.testing.assert_close(layer(taps, len(size)).double()(x), wanted, rtol=0, atol=1e-10)
+
+
+@pytest.mark.parametrize("taps", [(1, 1), (1, 3, 3, 1), (1, 2, 3, 4, 5, 1)])
+def test_fused_down_convolution_formula(taps):
+    """The convolution sees zeros around the image, and the filter what it says there; the bias comes last."""
+    layer = randomise(DownConv(2, 3, taps))
+    x, size, margin = normal(2, 2, 6, 8), (6, 8), 8
+    padded = torch.nn.functional.pad(x, [margin + 1] * 4)
+    wide = sum(  # at positions -margin .. size + margin - 1
+        torch.einsum(
+            "oc,bchw->bohw",
+            layer.weight[:, :, i, j],
+            padded[:, :, i : i + size[0] + 2 * margin, j : j + size[1] + 2 * margin],
+        )
+        for i in range(3)
+        for j in range(3)
+    )
+    p, f = (len(taps) - 1) // 2, torch.tensor(taps, dtype=torch.float64) / sum(taps)
+    wanted = sum(
+        f[a] * f[b] * wide[:, :, margin + a - p :: 2, margin + b - p :: 2][:, :, :3, :4]
+        for a in range(len(taps))
+        for b in range(len(taps))
+    )
+    wanted = wanted + layer.bias[:, None, None]
+    torch.testing.assert_close(layer(x), wanted, rtol=0, atol=1e-10)
+    apart = Downsample(taps).double()(torch.nn.functional.conv2d(x, layer.weight, layer.bias, padding=1))
+    inside = (slice(None), slice(None), slice(2, -2), slice(2, -2))
+    torch.testing.assert_close(layer(x)[inside], apart[inside], rtol=0, atol=1e-10)
 
 
 def test_resampling_filters_are_checked():
@@ -201,6 +161,56 @@ def test_positional_embedding_formula():
     for row, c in zip(got.tolist(), c_noise.tolist(), strict=True):
         angles = [10000 ** (-i / 4) * c for i in range(5)]
         assert row == pytest.approx([math.sin(a) for a in angles] + [math.cos(a) for a in angles], rel=0, abs=1e-10)
+
+
+def test_exclusive_positional_embedding_formula():
+    c_noise = torch.tensor([0.0, -1.55, 999.0], dtype=torch.float64)
+    got = positional_embedding_exclusive(c_noise, 10)
+    for row, c in zip(got.tolist(), c_noise.tolist(), strict=True):
+        angles = [10000 ** (-i / 5) * c for i in range(5)]
+        assert row == pytest.approx([math.cos(a) for a in angles] + [math.sin(a) for a in angles], rel=0, abs=1e-10)
+
+
+def test_fourier_formula_and_its_frequencies():
+    layer = Fourier(4000).double()
+    f = layer.freqs.tolist()
+    assert torch.tensor(f).std().item() == pytest.approx(16, rel=0.05)
+    assert torch.tensor(f).mean().item() == pytest.approx(0, abs=5 * 16 / math.sqrt(2000))
+    got = layer(torch.tensor([0.3, -1.1], dtype=torch.float64))
+    for row, c in zip(got.tolist(), (0.3, -1.1), strict=True):
+        angles = [2 * math.pi * w * c for w in f]
+        assert row == pytest.approx([math.sin(a) for a in angles] + [math.cos(a) for a in angles], rel=0, abs=1e-10)
+    assert "freqs" in layer.state_dict()  # drawn once: they belong to the weights
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_fourier_frequencies_stay_exact_in_half_precision(dtype):
+    for network in (NCSNPP(channels=8, multipliers=(1,), blocks=1), EDM2(channels=8, multipliers=(1,), blocks=1)):
+        module = network.build((1, 8, 8), 0)
+        freqs = module.embedding.fourier.freqs.clone()
+        module.to(dtype)
+        assert module.stem.weight.dtype == dtype
+        assert torch.equal(module.embedding.fourier.freqs, freqs)
+        assert module.double().embedding.fourier.freqs.dtype == torch.float64
+
+
+def test_late_label_embedding_formula():
+    layer = randomise(LateLabelEmbedding(6, 12, label_dim=4, augment_dim=3))
+    c_noise, labels, augment_labels = normal(2), normal(2, 4, seed=1), normal(2, 3, seed=2)
+    e = positional_embedding_exclusive(c_noise, 6) + augment_labels @ layer.augment.weight.T
+    e = silu(e @ layer.linear0.weight.T + layer.linear0.bias) @ layer.linear1.weight.T + layer.linear1.bias
+    wanted = silu(e + labels @ layer.label.weight.T)  # no sqrt(label_dim)
+    torch.testing.assert_close(layer(c_noise, labels, augment_labels), wanted, rtol=0, atol=1e-10)
+
+
+def test_embedding_with_fourier_features_formula():
+    layer = randomise(NoiseEmbedding(6, 12, label_dim=4, fourier=Fourier(6))).double()
+    c_noise, labels = normal(2), normal(2, 4, seed=1)
+    angle = 2 * math.pi * c_noise[:, None] * layer.fourier.freqs
+    e = torch.cat([angle.sin(), angle.cos()], dim=1) + 2 * labels @ layer.label.weight.T + layer.label.bias
+    for linear in (layer.linear0, layer.linear1):
+        e = silu(e @ linear.weight.T + linear.bias)
+    torch.testing.assert_close(layer(c_noise, labels), e, rtol=0, atol=1e-10)
 
 
 def test_embedding_formula():
@@ -237,6 +247,16 @@ def test_residual_block_formula():
     torch.testing.assert_close(block(x, emb), wanted, rtol=0, atol=1e-10)
 
 
+def test_residual_block_formula_of_adm():
+    """Scale first, then shift; the resampled input is its own skip; sums are not scaled."""
+    block = randomise(ResidualBlock(8, 8, emb_channels=6, resample=Downsample(), style=ADM_STYLE))
+    x, emb = normal(2, 8, 6, 4), normal(2, 6, seed=1)
+    v = (emb @ block.affine.weight.T + block.affine.bias)[..., None, None]
+    h = conv(block.conv_in, halve(silu(normalised_groups(x, 2, 1e-5, block.norm_in))))
+    h = silu(normalised_groups(h, 2, 1e-5, block.norm_out) * (1 + v[:, :8]) + v[:, 8:])
+    torch.testing.assert_close(block(x, emb), halve(x) + conv(block.conv_out, h), rtol=0, atol=1e-10)
+
+
 # ------------------------------------------------------------------ initial weights
 
 
@@ -261,6 +281,19 @@ def test_initial_weights(make, fans, gain):
     assert 0.98 * bound < weight.abs().max().item() <= 1.0001 * bound
     assert weight.std().item() == pytest.approx(bound / math.sqrt(3), rel=0.05)
     assert not layer.bias.any()
+
+
+def test_initial_weights_of_adm():
+    with torch.random.fork_rng([]):
+        torch.manual_seed(0)
+        module = ADM(channels=64, multipliers=(1,), blocks=1).build((3, 8, 8), 2000)
+    block = module.encoder[0].blocks[0]
+    for weight, fan_in in [(block.conv_in.weight, 9 * 64), (block.affine.weight, 256), (block.conv_in.bias, 9 * 64)]:
+        assert weight.abs().max().item() <= 1 / math.sqrt(fan_in)  # sqrt(3 / fan in) of Kaiming's times sqrt(1/3)
+        assert weight.std().item() == pytest.approx(1 / math.sqrt(3 * fan_in), rel=0.25 if weight.ndim == 1 else 0.05)
+    assert module.embedding.label.weight.std().item() == pytest.approx(1, rel=0.02)
+    for zero in (block.conv_out, module.middle[0].attention.proj, module.conv):
+        assert not zero.weight.any() and not zero.bias.any()
 
 
 def test_initial_weights_follow_the_seed():
@@ -378,7 +411,18 @@ def test_mlp_sees_any_shape_as_a_vector(shape):
 # ------------------------------------------------------------------ configurations
 
 
-@pytest.mark.parametrize("network", [DDPMPP(), DDPMPP(channels=32, attention=(), augment_dim=9), MLP(dropout=0.1)])
+@pytest.mark.parametrize(
+    "network",
+    [
+        DDPMPP(),
+        DDPMPP(channels=32, attention=(), augment_dim=9),
+        MLP(dropout=0.1),
+        NCSNPP(encoder="skip", decoder="skip", taps=(1, 1)),
+        ADM(doubled_output=True, checkpoint_activations=True),
+        EDM2(logvar_channels=0),
+        DiT(patch=4),
+    ],
+)
 def test_configurations_survive_json(network):
     assert Network.from_dict(json.loads(json.dumps(network.to_dict()))) == network
 
@@ -428,7 +472,26 @@ def test_sizes_by_shape(shape, network):
             lambda: DDPMPP().build((3, 30, 32), 0),
             "30 x 32: 2 halvings need sides that are multiples of 4; pad it to 32 x 32",
         ),
-        (lambda: DDPMPP().build((3, 32), 0), "takes images"),
+        (lambda: DDPMPP().build((32,), 0), "ddpmpp takes signals .* use mlp instead"),
+        (lambda: EDM2().build((3, 8, 8, 8, 8), 0), "edm2 takes signals"),
+        (lambda: DDPMPP().build((3, 30), 0), "image of 30: 2 halvings .* pad it to 32"),
+        (lambda: NCSNPP(encoder="residuals"), "encoder: got 'residuals'; expected one of standard, residual, skip"),
+        (lambda: NCSNPP(decoder="residual"), "decoder: got 'residual'; expected one of standard, skip"),
+        (lambda: NCSNPP(taps=(1, 2, 1)), "resampling filter"),
+        (lambda: NCSNPP(channel_mult_noise=0), "channel_mult_noise: got 0"),
+        (lambda: NCSNPP(channel_mult_emb=0), "channel_mult_emb: got 0"),
+        (lambda: ADM(head_channels=0), "head_channels: got 0"),
+        (lambda: ADM(channel_mult_emb=0), "channel_mult_emb: got 0"),
+        (lambda: EDM2(channels=0), "channels: got 0; expected 1, 2, 3"),
+        (lambda: EDM2(head_channels=0), "head_channels: got 0"),
+        (lambda: EDM2(logvar_channels=-1), "logvar_channels: got -1"),
+        (lambda: DiT(width=10, heads=4), "width: got 10 with 4 heads; expected a multiple"),
+        (lambda: DiT(depth=0), "depth: got 0"),
+        (lambda: DiT(patch=0), "patch: got 0"),
+        (lambda: DiT(mlp_ratio=0), "mlp_ratio: got 0"),
+        (lambda: DiT(width=4, heads=1).build((1, 8, 8, 8), 0), "3 axes need at least 6"),
+        (lambda: DiT().build((8,), 0), "dit takes"),
+        (lambda: DiT(patch=4).build((1, 6, 8), 0), "6 x 8: sides must be multiples of patch = 4; pad it to 8 x 8"),
         (lambda: MLP().build((), 0), "expected positive sizes"),
         (lambda: MLP().build((2,), -1), "label_dim: got -1"),
     ],

@@ -201,3 +201,19 @@ def test_augment_labels_reach_the_network():
     )
     ed.loss(model, y, ed.Objective(), augment=lambda y, g: (-y, torch.ones(len(y), 2)))
     assert torch.equal(seen[0], torch.ones(5, 2))
+
+
+def test_magnitude_preserving_weights_are_normalised_once_a_step(tmp_path):
+    """EDM2: whatever Adam has left, at the loss every output's weights have unit RMS."""
+    from elucidiff.networks.magnitude import MPLayer
+
+    network = ed.networks.EDM2(channels=16, multipliers=(1,), blocks=1, attention=(8,))
+    config = ed.TrainConfig(data="digits", out=str(tmp_path), images=16, batch=16, network=network, lr=1e-12)
+    trainer = Trainer.start(config, ed.data.load("digits"))
+    layers = [module for module in trainer.model.modules() if isinstance(module, MPLayer)]
+    with torch.no_grad():
+        for layer in layers:
+            layer.weight.mul_(3)
+    trainer.train_step()
+    rms = torch.cat([layer.weight.flatten(1).square().mean(1).sqrt() for layer in layers])
+    assert len(layers) > 5 and float((rms - 1).abs().max()) < 1e-3

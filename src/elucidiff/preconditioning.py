@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import itertools
 import math
 from typing import Any, ClassVar
 
@@ -131,7 +133,9 @@ class VE(Preconditioning, kind="ve"):
 class IDDPM(Preconditioning, kind="iddpm"):
     """Noise prediction at the discrete levels u_j (Nichol and Dhariwal 2021; Table 1).
 
-    c_in and c_out use the level they are given; only c_noise uses the index of the nearest level.
+    c_in and c_out use the level they are given; only c_noise uses the index of the nearest level. A `table`, the levels
+    u_0 > u_1 > ... > u_M = 0 that a published network stores (computed in float32), takes the place of the formula's;
+    C1 and C2 then only say where it came from.
     """
 
     formula_skip: ClassVar[str] = "1"
@@ -142,12 +146,27 @@ class IDDPM(Preconditioning, kind="iddpm"):
     M: int = 1000
     C1: float = 0.001
     C2: float = 0.008
+    table: tuple[float, ...] = ()
 
     def validate(self) -> None:
-        self._levels()  # raises for impossible parameters
+        formulation.iddpm_levels(self.M, self.C1, self.C2)  # raises for impossible parameters
+        if not self.table:
+            return
+        n = len(self.table)
+        require(n == self.M + 1, f"IDDPM.table: got {n} levels; expected M + 1 = {self.M + 1}, u_0 to u_M")
+        falls = all(a > b for a, b in itertools.pairwise(self.table)) and self.table[0] < math.inf
+        require(falls and self.table[-1] == 0, "IDDPM.table: expected finite levels that decrease to u_M = 0")
 
     def _levels(self) -> Tensor:
-        return formulation.iddpm_levels(self.M, self.C1, self.C2)
+        return _stored(self.table) if self.table else formulation.iddpm_levels(self.M, self.C1, self.C2)
+
+    def to_dict(self) -> dict[str, Any]:
+        data = super().to_dict()
+        return data if self.table else {name: value for name, value in data.items() if name != "table"}
+
+    def __str__(self) -> str:
+        shown = super().__str__()
+        return shown.replace(str(self.table), f"{self.M + 1} levels") if self.table else shown.replace(", table=()", "")
 
     @property
     def sigma_min(self) -> float:
@@ -167,6 +186,12 @@ class IDDPM(Preconditioning, kind="iddpm"):
 
     def round_sigma(self, sigma: Tensor) -> Tensor:
         return self._levels().to(sigma.device)[self._nearest(sigma)].to(sigma.dtype)
+
+
+@functools.lru_cache(maxsize=4)
+def _stored(table: tuple[float, ...]) -> Tensor:
+    """A table of levels as a tensor, made once: its thousand numbers cost more than a step of the sampler."""
+    return torch.tensor(table, dtype=torch.float64)
 
 
 class Flow(Preconditioning, kind="flow"):
@@ -195,19 +220,47 @@ def _check_time_scale(time_scale: float) -> None:
 
 
 class _Scheduled(Preconditioning):
-    """What epsilon, v and x0 prediction share: the variance-preserving input and the time of a schedule."""
+    """What epsilon, v and x0 prediction share: the variance-preserving input and the time of a schedule.
+
+    The network is told time_scale * t + time_shift. A `Table` bounds the levels; entry k of it is number k for a
+    network with time_scale = 1 and time_shift = -1. `discrete` says that the network knows these whole numbers only:
+    the time told is that of the nearest entry, and `round_sigma` gives its level; c_in and c_out use the level given.
+    """
 
     formula_in: ClassVar[str] = "1/√(σ² + 1)"
     formula_noise: ClassVar[str] = "k σ⁻¹(σ)"
     references: ClassVar[tuple[str, ...]] = ("ddpm",)
     schedule: formulation.Schedule = formulation.VP()
     time_scale: float = 999.0
+    time_shift: float = 0.0
+    discrete: bool = False
 
     def validate(self) -> None:
         _check_time_scale(self.time_scale)
+        require(abs(self.time_shift) < math.inf, f"time_shift: got {self.time_shift}; expected a finite number")
+        listed = isinstance(self.schedule, formulation.Table)
+        require(listed or not self.discrete, f"discrete: {self.schedule.kind!r} has no entries; expected a Table")
+
+    @property
+    def sigma_min(self) -> float:
+        return self.schedule.levels()[0].item() if isinstance(self.schedule, formulation.Table) else 0.0
+
+    @property
+    def sigma_max(self) -> float:
+        return self.schedule.levels()[-1].item() if isinstance(self.schedule, formulation.Table) else math.inf
+
+    def _nearest(self, sigma: Tensor) -> tuple[Tensor, Tensor]:
+        """Number, counted from 0, and level of the nearest entry of the table."""
+        levels = self.schedule.levels().to(sigma.device)  # type: ignore[attr-defined]
+        k = torch.bucketize(sigma.double(), (levels[1:] + levels[:-1]) / 2)
+        return k, levels[k].to(sigma.dtype)
+
+    def round_sigma(self, sigma: Tensor) -> Tensor:
+        return torch.where(sigma == 0, 0.0, self._nearest(sigma)[1]) if self.discrete else sigma
 
     def _input_and_noise(self, sigma: Tensor) -> tuple[Tensor, Tensor]:
-        return (sigma**2 + 1).rsqrt(), self.time_scale * self.schedule.sigma_inv(sigma.double())
+        t = (self._nearest(sigma)[0] + 1).double() if self.discrete else self.schedule.sigma_inv(sigma.double())
+        return (sigma**2 + 1).rsqrt(), self.time_scale * t + self.time_shift
 
 
 class Epsilon(_Scheduled, kind="epsilon"):

@@ -2,11 +2,40 @@
 
 from __future__ import annotations
 
+from .adm import ADM
 from .ddpmpp import DDPMPP
+from .dit import DiT, Transformer
+from .edm2 import EDM2, EDM2UNet
+from .from_diffusers import Diffusers, DiffusersModule
+from .magnitude import normalize_weights
 from .mlp import MLP, Perceptron
-from .names import from_published
+from .names import from_published, load_published, published_names
+from .ncsnpp import NCSNPP
 from .network import Network
-from .sizes import for_shape
+from .published import from_arguments
+from .sizes import PRESETS, for_shape, preset
 from .unet import UNet
 
-__all__ = ["DDPMPP", "MLP", "Network", "Perceptron", "UNet", "for_shape", "from_published"]
+__all__ = [
+    "ADM",
+    "DDPMPP",
+    "EDM2",
+    "MLP",
+    "NCSNPP",
+    "PRESETS",
+    "DiT",
+    "Diffusers",
+    "DiffusersModule",
+    "EDM2UNet",
+    "Network",
+    "Perceptron",
+    "Transformer",
+    "UNet",
+    "for_shape",
+    "from_arguments",
+    "from_published",
+    "load_published",
+    "normalize_weights",
+    "preset",
+    "published_names",
+]

@@ -7,13 +7,17 @@ from typing import ClassVar
 from torch import nn
 
 from ..component import require
-from .layers import NoiseEmbedding
-from .network import Network, check_shape
+from .blocks import Style
+from .embedding import NoiseEmbedding
+from .levels import Plan, attending, check_image_shape, check_sizes
+from .network import Network
 from .unet import UNet
 
 
 class DDPMPP(Network, kind="ddpmpp"):
-    """The U-Net of DDPM++, for images (C, H, W). The defaults are the published CIFAR-10 network.
+    """The U-Net of DDPM++, for images (C, H, W), and for signals (C, L) and volumes (C, D, H, W) by the same block.
+
+    The defaults are the published CIFAR-10 network.
 
     `attention` lists resolutions, as published: the level at which the larger side of the configured
     image has that many pixels attends; a resolution that no level has is without effect. Source: Song
@@ -32,27 +36,25 @@ class DDPMPP(Network, kind="ddpmpp"):
     def validate(self) -> None:
         """Raise ValueError where a size is out of its range."""
         super().validate()
-        require(self.channels > 0 and self.channels % 4 == 0, f"channels: got {self.channels}; expected 4, 8, 12, ...")
-        require(
-            len(self.multipliers) > 0 and min(self.multipliers) > 0,
-            f"multipliers: got {self.multipliers}; expected one positive number a level",
-        )
-        require(self.blocks > 0, f"blocks: got {self.blocks}; expected 1 or more")
+        check_sizes(self.channels, self.multipliers, self.blocks)
         require(self.channel_mult_emb > 0, f"channel_mult_emb: got {self.channel_mult_emb}; expected 1 or more")
 
     def build(self, shape: tuple[int, ...], label_dim: int) -> nn.Module:
         """A new U-Net. Raises ValueError for shapes that are not images or do not halve often enough."""
-        check_shape(shape, label_dim)
-        if len(shape) != 3:
-            raise ValueError(f"shape: got {shape}; ddpmpp takes images (channels, height, width); use mlp instead")
+        check_image_shape(self.kind, shape, label_dim, len(self.multipliers) - 1)
         emb_channels = self.channel_mult_emb * self.channels
         return UNet(
-            (shape[0], shape[1], shape[2]),
+            shape,
             NoiseEmbedding(self.channels, emb_channels, label_dim, self.augment_dim),
+            Plan(
+                stem=self.channels,
+                widths=tuple(self.channels * m for m in self.multipliers),
+                blocks=self.blocks,
+                attends=attending(shape, len(self.multipliers), self.attention),
+                in_every_decoder_block=False,
+            ),
             emb_channels=emb_channels,
-            channels=self.channels,
-            multipliers=self.multipliers,
-            blocks=self.blocks,
-            attention=self.attention,
             dropout=self.dropout,
+            style=Style(dims=len(shape) - 1),
+            checkpointed=self.checkpoint_activations,
         )

@@ -9,8 +9,9 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from ..component import require
-from .layers import NEAR_ZERO, Linear, NoiseEmbedding, check_batch
-from .network import Network, check_shape
+from .embedding import NoiseEmbedding, check_batch
+from .layers import NEAR_ZERO, Linear
+from .network import Network, check_shape, run
 
 
 class MLP(Network, kind="mlp"):
@@ -38,17 +39,32 @@ class MLP(Network, kind="mlp"):
         """A new perceptron. Raises ValueError for a shape without entries."""
         check_shape(shape, label_dim)
         embedding = NoiseEmbedding(self.width, self.width, label_dim, self.augment_dim)
-        return Perceptron(shape, embedding, width=self.width, depth=self.depth, dropout=self.dropout)
+        return Perceptron(
+            shape,
+            embedding,
+            width=self.width,
+            depth=self.depth,
+            dropout=self.dropout,
+            checkpointed=self.checkpoint_activations,
+        )
 
 
 class Perceptron(nn.Module):
     """The module of `MLP`: x (B, *shape), c_noise () or (B,) -> F (B, *shape)."""
 
     def __init__(
-        self, shape: tuple[int, ...], embedding: NoiseEmbedding, *, width: int, depth: int, dropout: float
+        self,
+        shape: tuple[int, ...],
+        embedding: NoiseEmbedding,
+        *,
+        width: int,
+        depth: int,
+        dropout: float,
+        checkpointed: bool = False,
     ) -> None:
         super().__init__()
         self.shape = tuple(shape)
+        self.checkpointed = checkpointed
         entries = math.prod(shape)
         self.embedding = embedding
         self.linear_in = Linear(entries, width)
@@ -67,7 +83,7 @@ class Perceptron(nn.Module):
         check_batch(x, emb)
         h = self.linear_in(x.flatten(1))
         for block in self.blocks:
-            h = block(h, emb)
+            h = run(block, h, emb, checkpointed=self.checkpointed)
         return self.linear_out(self.norm(h)).reshape(x.shape)
 
 

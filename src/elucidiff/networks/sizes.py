@@ -1,13 +1,44 @@
-"""Which network for which data: sizes that a laptop can train, and the published ones from 33 pixels up."""
+"""Which network for which data: sizes that a laptop can train, and the published ones by name."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Any
 
+from ..errors import unknown
+from .adm import ADM
 from .ddpmpp import DDPMPP
+from .dit import DiT
+from .edm2 import EDM2
 from .mlp import MLP
+from .ncsnpp import NCSNPP
 from .network import Network, check_shape
+
+_EDM2 = {"xs": 128, "s": 192, "m": 256, "l": 320, "xl": 384, "xxl": 448}
+_DIT = {"s": (384, 12, 6), "b": (768, 12, 12), "l": (1024, 24, 16), "xl": (1152, 28, 16)}
+
+# The published sizes. -cifar10: 32 x 32, dropout 0.13; -64: FFHQ, AFHQv2 at 64 x 64, dropout 0.05 (AFHQv2 has 0.25);
+# both with nine augment labels. EDM2's are for latents of 64 x 64 x 4, dropout 0.10 from M on. DiT's have patches of 2.
+PRESETS: Mapping[str, Network] = MappingProxyType(
+    {
+        "ddpmpp-cifar10": DDPMPP(dropout=0.13, augment_dim=9),
+        "ddpmpp-64": DDPMPP(multipliers=(1, 2, 2, 2), dropout=0.05, augment_dim=9),
+        "ncsnpp-cifar10": NCSNPP(dropout=0.13, augment_dim=9),
+        "ncsnpp-64": NCSNPP(multipliers=(1, 2, 2, 2), dropout=0.05, augment_dim=9),
+        "adm-imagenet64": ADM(),
+        **{f"edm2-{k}": EDM2(channels=c, dropout=0.0 if c < 256 else 0.1) for k, c in _EDM2.items()},
+        **{f"dit-{k}": DiT(width=w, depth=d, heads=h) for k, (w, d, h) in _DIT.items()},
+    }
+)
+
+
+def preset(name: str, **overrides: Any) -> Network:
+    """A published size by name, e.g. "edm2-xs"; fields can be overridden. Raises ValueError naming all of them."""
+    if name not in PRESETS:
+        raise ValueError(unknown("network preset", name, PRESETS))
+    return PRESETS[name].replace(**overrides)
 
 
 def for_shape(shape: tuple[int, ...], **overrides: Any) -> Network:

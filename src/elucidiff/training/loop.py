@@ -17,7 +17,7 @@ from ..denoiser import Preconditioned
 from ..design import Design
 from ..files import refuse_existing
 from ..models import save
-from ..networks import for_shape
+from ..networks import for_shape, normalize_weights
 from ..objective import loss_at
 from ..progress import bar
 from ..seeds import Stream, torch_seeded
@@ -71,6 +71,7 @@ class Trainer:
     def train_step(self) -> float:
         """One step of Adam on one batch; the mean loss. Raises TrainingError when it is not finite."""
         config = self.config
+        normalize_weights(self.model.network)  # of magnitude-preserving networks; the forward pass never changes them
         noise = self.design.objective.noise
         drawn = draw(self.dataset, self.order, noise, self.step, config.batch, label_dropout=config.label_dropout)
         conditions = {"labels": drawn.labels} if self.model.label_dim and drawn.labels is not None else {}
