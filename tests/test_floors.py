@@ -8,7 +8,7 @@ import pytest
 SOURCE = Path(__file__).parents[1] / "src" / "elucidiff"
 FILES = sorted(SOURCE.rglob("*.py"))
 FLOORS = {
-    1: "errors component tensors seeds brownian files progress citations foreign _version",
+    1: "errors component tensors seeds brownian files progress citations foreign hub _version",
     2: "formulation networks data augment metrics",
     3: "timesteps preconditioning",
     4: "denoiser",
@@ -20,6 +20,7 @@ FLOORS = {
     6.7: "adapters",
     7: "design",
     7.5: "models",
+    7.7: "publish",
     8: "training analysis tuning",
     9: "cli ui report recipes demo bench analyze",
 }

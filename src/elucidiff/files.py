@@ -7,9 +7,10 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from pathlib import Path
+from fnmatch import fnmatch
+from pathlib import Path, PurePath
 
 from .errors import FormatError
 
@@ -66,8 +67,11 @@ def refuse_existing(path: Path) -> None:
         raise FileExistsError(f"{path} exists and would be overwritten; name another place or remove it")
 
 
-def check_manifest(folder: Path) -> None:
-    """Compare every file of a folder with its manifest. Raises FormatError naming the first that differs."""
+def check_manifest(folder: Path, aside: Sequence[str] = ()) -> None:
+    """Compare every file of a folder with its manifest; files that match a pattern of `aside` need not be listed.
+
+    Raises FormatError naming the first that differs.
+    """
     try:
         recorded = json.loads((folder / MANIFEST).read_bytes())["sha256"]
         items = sorted((str(name), str(digest)) for name, digest in recorded.items())
@@ -76,15 +80,16 @@ def check_manifest(folder: Path) -> None:
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise FormatError(f"{folder / MANIFEST}: not a manifest ({error})") from error
     for name, digest in items:
-        file = folder / name
-        if not file.resolve().is_relative_to(folder.resolve()):
+        file, plain = folder / name, PurePath(name)
+        if plain.anchor or ".." in plain.parts:  # a file may be a link: the hub's cache is made of them
             raise FormatError(f"{folder / MANIFEST}: {name!r} is outside the folder")
         if not file.is_file():
             raise FormatError(f"{folder}: {name} is missing")
         if sha256(file) != digest:
             raise FormatError(f"{file}: its content is not what was written (SHA-256 differs)")
     extra = sorted(p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file() and p.name != MANIFEST)
-    for name in set(extra) - {name for name, _ in items}:
+    listed = {name for name, _ in items}
+    for name in (n for n in extra if n not in listed and not any(fnmatch(n, pattern) for pattern in aside)):
         raise FormatError(f"{folder}: {name} is not in {MANIFEST}")
 
 

@@ -11,7 +11,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
-from . import data
+from . import adapters, data, hub
 from ._version import __version__
 from .denoiser import Denoiser, EmpiricalDenoiser, Preconditioned
 from .design import Design
@@ -23,6 +23,7 @@ from .progress import Report, silent
 
 FORMAT = 1
 WEIGHTS, DESCRIPTION = "model.safetensors", "model.json"
+_BESIDE = ("README.md", "LICENSE*", ".git*", ".cache/huggingface/*")  # what lies beside a model on the hub
 
 
 def save(
@@ -61,6 +62,9 @@ def load(path: str | Path, *, progress: Report = silent) -> Denoiser:
     """The denoiser that a path names.
 
     - a model directory, or a run directory (its newest snapshot);
+    - a file of weights of a known project (EDM, EDM2, score_sde, guided-diffusion), see `ed.adapters`;
+    - a folder of diffusers: a pipeline, or a model with its scheduler, see `ed.adapters.diffusers.load`;
+    - "owner/name" or "hf://owner/name@revision" on the hub, where no folder `owner` is here: one of these two folders;
     - "exact:DATA": the exact denoiser of a data set, DATA being anything `ed.data.load` reads.
 
     Nothing in a file is executed. Raises FileNotFoundError, or FormatError naming what is wrong.
@@ -71,11 +75,15 @@ def load(path: str | Path, *, progress: Report = silent) -> Denoiser:
         return exact_denoiser(dataset)
     folder = Path(path)
     if not folder.exists():
-        raise FileNotFoundError(f"{path}: no such model; expected a model or run directory, or exact:DATA")
+        if (named := hub.wanted(text)) is None:
+            raise FileNotFoundError(
+                f"{path}: no such model; expected a model or run directory, owner/name on the hub, or exact:DATA"
+            )
+        folder = hub.download(named)
     if not folder.is_dir():
-        raise FormatError(
-            f"{path}: a file; expected a model directory with {DESCRIPTION}, a run directory, or exact:DATA"
-        )
+        return adapters.load_file(path)
+    if not (folder / DESCRIPTION).is_file() and adapters.diffusers.is_folder(folder):
+        return adapters.diffusers.load(folder)
     return _load_model(newest_snapshot(folder) if (folder / "snapshots").is_dir() else folder)
 
 
@@ -97,7 +105,7 @@ def exact_denoiser(dataset: data.Dataset) -> EmpiricalDenoiser:
 def _load_model(folder: Path) -> Preconditioned:
     if not (folder / DESCRIPTION).is_file():
         raise FormatError(f"{folder}: not a model directory ({DESCRIPTION} is missing)")
-    check_manifest(folder)
+    check_manifest(folder, aside=_BESIDE)
     try:
         description = json.loads((folder / DESCRIPTION).read_text(encoding="utf-8"))
         if description["format"] != FORMAT:
