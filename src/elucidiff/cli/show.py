@@ -104,6 +104,21 @@ def data(dataset: Dataset, source: str, *, machine: bool) -> None:
 
 def model(denoiser: Denoiser, source: str, *, machine: bool) -> None:
     """Print what a model is, how large, and how it was trained."""
+    from ..models import design_of
+
+    facts = model_facts(denoiser)
+    if machine:
+        as_json(facts)
+        return
+    facts.pop("design", None)
+    _print_facts(f"model: {source}", facts)
+    design = design_of(denoiser)
+    if design:
+        print(f"\nTrained with:\n{design}")
+
+
+def model_facts(denoiser: Denoiser) -> dict[str, Any]:
+    """What a model is, how large, and how it was trained, as JSON data."""
     from ..denoiser import Preconditioned
     from ..models import design_of
 
@@ -115,15 +130,34 @@ def model(denoiser: Denoiser, source: str, *, machine: bool) -> None:
     }
     if isinstance(denoiser, Preconditioned) and denoiser.network_config is not None:
         facts["network"] = denoiser.network_config.to_dict()
+        facts["preconditioning"] = denoiser.preconditioning.to_dict()
         facts["parameters"] = sum(p.numel() for p in denoiser.parameters())
         facts |= {k: v for k, v in denoiser.info.items() if k != "design"}
     design = design_of(denoiser)
+    return facts | ({"design": design.to_dict()} if design else {})
+
+
+def foreign(path: str, *, machine: bool) -> None:
+    """Print what a file of weights is, what it would execute if it were unpickled, and the model in it."""
+    from dataclasses import asdict
+
+    from ..errors import FormatError
+    from ..foreign import inspect
+    from ..models import load
+
+    found = inspect(path)
+    try:
+        denoiser, reason = load(path), None
+    except FormatError as error:
+        denoiser, reason = None, str(error)
     if machine:
-        as_json(facts | ({"design": design.to_dict()} if design else {}))
+        as_json(asdict(found) | {"model": None if denoiser is None else model_facts(denoiser), "reason": reason})
         return
-    _print_facts(f"model: {source}", facts)
-    if design:
-        print(f"\nTrained with:\n{design}")
+    print(found)
+    if denoiser is None:
+        print(f"no model that can be loaded: {reason}")
+    else:
+        model(denoiser, path, machine=False)
 
 
 def _print_facts(title: str, facts: dict[str, Any]) -> None:
