@@ -81,10 +81,8 @@ def check_levels(sigmas: Tensor) -> Tensor:
     """The levels of any time steps as float64 on the CPU. Raises ValueError unless they fall strictly to 0."""
     sigmas = torch.as_tensor(sigmas, dtype=torch.float64).cpu()
     falling = sigmas.ndim == 1 and len(sigmas) >= 2 and bool((sigmas[1:] < sigmas[:-1]).all())
-    require(
-        falling and bool(sigmas[0].isfinite()) and bool(sigmas[-1] == 0),
-        f"time steps must fall strictly to 0, got {sigmas}",
-    )
+    if not (falling and bool(sigmas[0].isfinite()) and bool(sigmas[-1] == 0)):  # the text takes 0.3 ms to make
+        raise ValueError(f"time steps must fall strictly to 0, got {sigmas}")
     return sigmas
 
 

@@ -88,7 +88,7 @@ class RK45(Solver, kind="rk45"):
         """The largest error of a sample, in units of what is tolerated."""
         tolerated = torch.maximum(x.abs(), x_new.abs()).mul_(self.rtol).add_(self.atol)
         norms = torch.linalg.vector_norm((difference / tolerated).flatten(1), dim=1)
-        return float(norms.max()) / math.sqrt(math.prod(x.shape[1:]))
+        return norms.max().item() / math.sqrt(math.prod(x.shape[1:]))
 
     def _check(self, run: Run, level: float, length: float) -> None:
         asked = f"rk45 with rtol={self.rtol:g}, atol={self.atol:g}"
