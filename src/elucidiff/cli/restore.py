@@ -210,7 +210,7 @@ def _write(
     degraded = measurement if measurement.shape == truth.shape else operator.solve(measurement)
     with folder_written_atomically(out) as new:
         arrays = {"truth": truth, "measurement": measurement, **restored}
-        np.savez(new / "arrays.npz", allow_pickle=False, **{name: x.numpy() for name, x in arrays.items()})
+        np.savez(new / "arrays.npz", **{name: x.numpy() for name, x in arrays.items()})  # type: ignore[arg-type]
         if truth.ndim == 4 and truth.shape[1] in (1, 3):
             _write_images(new, {"truth": truth, "degraded": degraded, **restored}, len(truth))
             (new / "sheet.png").write_bytes(_sheet(truth, degraded, restored))

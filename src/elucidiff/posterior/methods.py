@@ -31,7 +31,9 @@ class Posterior(Denoiser):
     `measurement` is y, (B, *) as operator.apply gives it, or (1, *) for one y of all samples; other conditions go to
     the denoiser. `noise` is the standard deviation of the noise in y. With noise 0, D_y is moved onto A x = y by the
     pseudo-inverse, as E[x0 | x, y] is there, and so is the sample at the end. Computed in float64, the denoiser in its
-    own dtype. Gradients are taken through the denoiser with respect to x alone.
+    own dtype. Gradients are taken through the denoiser with respect to x alone. `ed.FixedBatch` goes around the
+    method, not inside it; the backward pass of layers of odd width may still tell in the last bits where in a batch
+    a sample stands, unless its size is 1.
 
     Raises ValueError when operator and denoiser do not fit, and when called without a measurement or with one of
     another shape.
@@ -88,7 +90,7 @@ class Posterior(Denoiser):
             f"measurement: got shape {shape}; expected ({len(x)}, *) or (1, *) with * = {expected}",
         )
         y = y.to(x.device, widest_dtype(x.device)).expand(len(x), *expected)  # type: ignore[union-attr]
-        y = self.operator.observed(y)
+        y = self.operator.observed(y.contiguous())  # the layout decides the order of sums further on, and so the bits
         require(bool(y.isfinite().all()), "measurement: got NaN or infinite values; expected finite numbers")
         return y
 

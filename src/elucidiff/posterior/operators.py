@@ -17,7 +17,8 @@ from .conjugate import conjugate_gradients
 from .regions import Box, Drawn, Region, known_part
 
 NOISE = 102  # the stream of `keyed` that measurement noise comes from
-NEGLIGIBLE = 1e-9  # a mode that A damps to less of its strongest is lost: the pseudo-inverse leaves it alone
+# A mode damped to less than this is lost to the pseudo-inverse: it would blow the rounding of a float32 y up to 0.1.
+NEGLIGIBLE = 1e-6
 
 
 class Operator(Component):
@@ -63,6 +64,7 @@ class Operator(Component):
         The noise of row k is a function of (seed, k), the same for every batch that holds row k.
         """
         require(0 <= noise < math.inf, f"noise: got {noise}; expected a standard deviation of at least 0")
+        self.output_shape(x.shape[1:])  # raises where A does not fit
         y = self.apply(x)
         if noise == 0:
             return y
