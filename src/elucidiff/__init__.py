@@ -51,6 +51,7 @@ if TYPE_CHECKING:
     from .latents import edit, interpolate, invert
     from .models import load, save
     from .objective import Objective, loss
+    from .publish import model_card, push
     from .result import Result, Trajectory
     from .sampler import Sampler, sample, sample_states
     from .training import TrainConfig, train
@@ -66,6 +67,7 @@ _HOMES = {
     "latents": ("edit", "interpolate", "invert"),
     "models": ("load", "save"),
     "objective": ("Objective", "loss"),
+    "publish": ("model_card", "push"),
     "result": ("Result", "Trajectory"),
     "sampler": ("Sampler", "sample", "sample_states"),
     "training": ("TrainConfig", "train"),
@@ -110,11 +112,13 @@ __all__ = [
     "log_likelihood",
     "loss",
     "metrics",
+    "model_card",
     "models",
     "networks",
     "objective",
     "posterior",
     "preconditioning",
+    "push",
     "sample",
     "sample_states",
     "sampler",

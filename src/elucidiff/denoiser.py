@@ -66,7 +66,7 @@ class Denoiser(nn.Module):
         return x
 
     def decode(self, x: Tensor) -> Tensor:
-        """What samples (B, *) show: pictures for a latent model that has its autoencoder, the samples themselves else."""
+        """What samples (B, *) show: pictures for a latent model with its autoencoder, else the samples themselves."""
         return x
 
 

@@ -213,6 +213,10 @@ class Table(Schedule, kind="table"):
             "Table.alpha_bar: expected at least two numbers between 1 and 0, strictly decreasing",
         )
 
+    def __str__(self) -> str:
+        levels = self.levels()
+        return f"table({len(levels)} levels from {levels[0].item():.4g} to {levels[-1].item():.4g})"
+
     def levels(self) -> Tensor:
         """The noise levels of the entries, (K,) float64, increasing."""
         return _table_levels(self.alpha_bar)

@@ -102,6 +102,10 @@ class Guided(Denoiser):
         conditions.pop("negative_labels", None)
         return self.denoiser.finish(x, **conditions)
 
+    def decode(self, x: Tensor) -> Tensor:
+        """What samples of the guided model show."""
+        return self.denoiser.decode(x)
+
     def settings(self) -> dict[str, Any]:
         """What was chosen, as JSON data: for `result.save(folder, guidance=guided.settings())`."""
         ends = None if self.interval is None else ["inf" if math.isinf(s) else s for s in self.interval]

@@ -21,6 +21,7 @@ from ..sampler import Sampler, sampler_of
 from ..seeds import Stream, keyed
 from ..solvers import RK4, RK45
 from ..solvers.multistep import adams_weights
+from ..tensors import widest_dtype
 
 if TYPE_CHECKING:
     from ..design import Design
@@ -131,7 +132,7 @@ def log_likelihood(
     if tolerance is not None:
         sampler = sampler.replace(solver=RK45(rtol=tolerance, atol=tolerance))
         denoiser, conditions = _Joined(denoiser, x, columns), conditions | {PROBES: v}
-        x = torch.cat([x.to(torch.float64).flatten(1), torch.zeros(len(x), columns, device=x.device)], 1)
+        x = torch.cat([x.to(widest_dtype(x.device)).flatten(1), torch.zeros(len(x), columns, device=x.device)], 1)
     ascent = Ascent(denoiser, x, sampler, labels, conditions, batch_size)
     parts = []
     with torch.no_grad(), evaluation_mode(ascent.denoiser), bar("likelihood", progress) as report:

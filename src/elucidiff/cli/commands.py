@@ -40,6 +40,9 @@ from .restore import restore
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from ..denoiser import Denoiser
+    from ..result import Result
+
 
 def table1(as_json: JsonOption = False) -> None:
     """Print Table 1 of the EDM paper from the code.
@@ -112,6 +115,8 @@ def sample(
         progress=True,
     )
     facts = wish.facts(guided, result.nfe)
+    result, decoding = _decoded(denoiser, result)
+    facts |= decoding
     result.save(out, model=model, **facts)
     if grid is not None:
         show.write_grid(grid, result.x)
@@ -124,11 +129,17 @@ def sample(
 
 
 def inspect(data: DataArg, as_json: JsonOption = False) -> None:
-    """Say what is in a data set (or model): shape, range, sigma_data, classes, and the design that follows.
+    """Say what is in a data set, model or file of weights: shape, range, sigma_data, classes, the design that follows.
+
+    Of a file of weights also what it would execute if it were unpickled; here nothing of it is.
 
     Example: elucidiff inspect digits
     """
-    if is_model(data):
+    from ..foreign import is_foreign
+
+    if Path(data).is_file() and is_foreign(data):
+        show.foreign(data, machine=as_json)
+    elif is_model(data):
         show.model(load_model(data, "cpu"), data, machine=as_json)
     else:
         show.data(read_data(data), data, machine=as_json)
@@ -213,21 +224,39 @@ def evaluate(
 
 
 def convert(
-    source: Annotated[str, typer.Argument(help="Model or run directory.", show_default=False)],
-    out: Annotated[Path, typer.Argument(help="New model directory.", show_default=False)],
-    to: Annotated[str, typer.Option("--to", help="native.")] = "native",
+    source: Annotated[str, typer.Argument(help="Any MODEL that is a network.", show_default=False)],
+    out: Annotated[Path, typer.Argument(help="New directory; owner/name with --to hub.", show_default=False)],
+    to: Annotated[str, typer.Option("--to", help="native, diffusers or hub.")] = "native",
 ) -> None:
-    """Write a model in another format; for now: any model that can be read, as a native model directory.
+    """Write a model in another format.
+
+    native: a model directory of ours, from any network that can be read. diffusers: a folder of that library, from
+    models that came from it. hub: a native model with its card, uploaded to owner/name.
 
     Example: elucidiff convert runs/digits models/digits
+    Example: elucidiff convert models/imported pipeline --to diffusers
     """
     from ..errors import unknown
-    from ..models import load, save
+    from ..files import refuse_existing
 
-    if to != "native":
-        raise ValueError(unknown("format", to, ["native"]))
-    denoiser = load(source)
-    save(denoiser, out)
+    if to not in ("native", "diffusers", "hub"):
+        raise ValueError(unknown("format", to, ["native", "diffusers", "hub"]))
+    if to != "hub":
+        refuse_existing(out)
+    denoiser = load_model(source, "cpu")
+    if to == "hub":
+        from ..publish import push
+
+        print(f"uploaded to {push(denoiser, out.as_posix())}")
+        return
+    if to == "diffusers":
+        from ..adapters.diffusers import save as save_for_diffusers
+
+        save_for_diffusers(denoiser, out)
+    else:
+        from ..models import save
+
+        save(denoiser, out)
     print(f"wrote {out}")
 
 
@@ -317,6 +346,24 @@ def _drawn(
     result = draw(guided or denoiser, chosen, seeds=seeds, labels=asked, batch_size=min(batch_size, num), progress=True)
     facts = {"sampler": chosen.to_dict(), "nfe": result.nfe, "seeds": [first_seed, first_seed + num - 1]}
     return result.x.cpu(), result.labels, facts | wish.facts(guided, result.nfe)
+
+
+def _decoded(denoiser: Denoiser, result: Result) -> tuple[Result, dict[str, Any]]:
+    """The result of a latent model with pictures in place of latents, and what the provenance says of it."""
+    from dataclasses import replace
+
+    import torch
+
+    from ..progress import bar
+
+    pictures = []
+    with bar("decoding", len(result.x) > MICRO_BATCH) as report:
+        for latents in result.x.split(MICRO_BATCH):
+            pictures.append(denoiser.decode(latents))
+            if pictures[0] is latents:  # nothing to decode
+                return result, {}
+            report(sum(len(p) for p in pictures), len(result.x))
+    return replace(result, x=torch.cat(pictures)), {"decoded_from": list(result.x.shape)}
 
 
 def _cost(nfe: int, facts: dict[str, Any]) -> str:

@@ -187,9 +187,7 @@ def edit(
 
 
 def _samples(dataset: Dataset, rows: range | list[int], denoiser: Denoiser) -> tuple[Tensor, Tensor | None]:
-    """Some samples of the data, in float64, and their labels where the model has classes."""
-    import torch
-
+    """Some samples of the data, and their labels where the model has classes."""
     if isinstance(rows, range):
         rows = list(rows)[: len(dataset)]
     if max(rows) >= len(dataset):
@@ -197,7 +195,7 @@ def _samples(dataset: Dataset, rows: range | list[int], denoiser: Denoiser) -> t
     x, labels = dataset.batch(rows)
     if denoiser.label_dim and labels is None:
         raise ValueError("data: got none with labels; the model has classes, and needs those of the data")
-    return x.to(torch.float64), labels if denoiser.label_dim else None
+    return x, labels if denoiser.label_dim else None
 
 
 def _pairs(text: str) -> list[tuple[int, int]]:

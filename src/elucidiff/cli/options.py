@@ -16,7 +16,8 @@ if TYPE_CHECKING:
 ModelArg = Annotated[
     str,
     typer.Argument(
-        help="Model or run directory, or exact:DATA for the exact denoiser of a data set.", show_default=False
+        help="Model or run directory, folder of diffusers, owner/name on the hub, or exact:DATA, the exact denoiser.",
+        show_default=False,
     ),
 ]
 DataArg = Annotated[
@@ -118,7 +119,9 @@ def read_data(data: str) -> Dataset:
 def is_model(path: str) -> bool:
     """Whether a MODEL argument names a model, rather than data or samples."""
     folder = Path(path)
-    return path.startswith("exact:") or (folder / "model.json").is_file() or (folder / "snapshots").is_dir()
+    named = path.startswith(("exact:", "hf://"))
+    of_diffusers = any((folder / name).is_file() for name in ("model_index.json", "scheduler/scheduler_config.json"))
+    return named or of_diffusers or (folder / "model.json").is_file() or (folder / "snapshots").is_dir()
 
 
 def chosen_sampler(

@@ -38,7 +38,7 @@ class Diffusers(Network, kind="diffusers"):
             object.__setattr__(self, name, _canonical(getattr(self, name), name))
         require(
             self.dropout == 0 and self.augment_dim == 0,
-            "dropout, augment_dim: a network of diffusers has its own dropout, in config, and no augment labels; leave them out",
+            "dropout, augment_dim: a network of diffusers has its own dropout (in config) and no augment labels",
         )
 
     def to_dict(self) -> dict[str, Any]:
@@ -46,8 +46,16 @@ class Diffusers(Network, kind="diffusers"):
         return super().to_dict() | {name: json.loads(str(getattr(self, name))) for name in _CONFIGS}
 
     def build(self, shape: tuple[int, ...], label_dim: int) -> nn.Module:
-        """A new module with random weights. Raises MissingExtraError without diffusers, ValueError for its refusals."""
-        model = model_class(self.model).from_config(json.loads(str(self.config)))
+        """A new module with random weights; a UNet gets its channels, size and classes from here where config has none.
+
+        Raises MissingExtraError without diffusers, ValueError for a class that is none of its models.
+        """
+        config = json.loads(str(self.config))
+        if self.model == "UNet2DModel" and len(shape) == 3:
+            classes = label_dim + (self.null_class == label_dim) if label_dim else None
+            sizes = {"in_channels": shape[0], "out_channels": shape[0], "sample_size": list(shape[1:])}
+            config = sizes | {"num_class_embeds": classes} | config
+        model = model_class(self.model).from_config(config)
         if self.checkpoint_activations:
             model.enable_gradient_checkpointing()
         autoencoder = None

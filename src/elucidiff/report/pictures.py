@@ -135,7 +135,7 @@ def _labelled(sheet: Image, labels: Sequence[tuple[str, float]], top: int = 0) -
 
     font = _font()
     lines = [(" ".join(text.split()), y) for text, y in labels]
-    left = round(max((font.getlength(text) for text, _ in lines), default=0)) + LETTERS // 2
+    left = round(max((font.getlength(text) for text, _ in lines), default=0)) + LETTERS
     page = Image.new("RGB", (left + sheet.width, top + sheet.height), "white")
     page.paste(sheet, (left, top))
     draw = ImageDraw.Draw(page)
