@@ -4,6 +4,9 @@ import importlib.util
 import re
 from pathlib import Path
 
+import pytest
+import torch
+
 import elucidiff as ed
 
 REPOSITORY = Path(__file__).parents[1]
@@ -34,8 +37,9 @@ def test_every_kind_in_the_readme_exists_and_every_kind_is_in_the_readme():
         assert kinds == {k for k, c in role.kinds().items() if c.__module__.startswith("elucidiff.")}, role
 
 
+@pytest.mark.filterwarnings("ignore:.*label_dropout")
 def test_the_readme_s_python_runs(tmp_path, monkeypatch):
-    """The first two blocks, with a shorter training; what they write lands in a temporary folder."""
+    """The first three blocks, with a shorter training; what they write lands in a temporary folder."""
     monkeypatch.chdir(tmp_path)
     blocks = re.findall(r"```python\n(.*?)```", (REPOSITORY / "README.md").read_text(), re.S)
     first = blocks[0].replace('out="runs/digits")', 'out="runs/digits", images=256)')
@@ -47,3 +51,11 @@ def test_the_readme_s_python_runs(tmp_path, monkeypatch):
     second = blocks[1].replace('ed.load("exact:photos.zip")', 'ed.load("exact:digits")')
     exec(compile(second, "README.md", "exec"), scope)
     assert scope["exact"].shape == (1, 8, 8)
+    scope |= {
+        "x": scope["result"].x[:2],
+        "known": torch.rand(1, 8, 8, generator=torch.Generator().manual_seed(0)) > 0.5,
+    }
+    third = blocks[2].replace("steps=200", "steps=6")
+    assert "steps=6" in third
+    exec(compile(third, "README.md", "exec"), scope)
+    assert scope["latents"].shape == scope["x"].shape

@@ -292,7 +292,29 @@ class GaussianMixtureDenoiser(Denoiser):
         return D.reshape(x.shape).to(torch.promote_types(x.dtype, torch.float32))
 
 
-class FixedBatch(Denoiser):
+class Wrapper(Denoiser):
+    """A denoiser made of another one: shape, classes, levels, rounding, finish and decode are that one's."""
+
+    def __init__(self, denoiser: Denoiser | Callable[..., Tensor]) -> None:
+        super().__init__()
+        self.denoiser = denoiser = as_denoiser(denoiser)
+        self.shape, self.label_dim = denoiser.shape, denoiser.label_dim
+        self.sigma_min, self.sigma_max = denoiser.sigma_min, denoiser.sigma_max
+
+    def round_sigma(self, sigma: Tensor) -> Tensor:
+        """The denoiser's own."""
+        return self.denoiser.round_sigma(sigma)
+
+    def finish(self, x: Tensor, **conditions: Any) -> Tensor:
+        """The denoiser's own."""
+        return self.denoiser.finish(x, **conditions)
+
+    def decode(self, x: Tensor) -> Tensor:
+        """The denoiser's own."""
+        return self.denoiser.decode(x)
+
+
+class FixedBatch(Wrapper):
     """Calls a denoiser with batches of exactly `size`, splitting longer ones and padding short ones.
 
     Kernels choose their order of summation by the batch size, so this makes a sample independent of
@@ -300,18 +322,10 @@ class FixedBatch(Denoiser):
     """
 
     def __init__(self, denoiser: Denoiser, size: int = 16) -> None:
-        super().__init__()
+        super().__init__(denoiser)
         if size < 1:
             raise ValueError(f"FixedBatch.size: got {size}; expected at least 1")
-        self.denoiser, self.size = denoiser, size
-        self.shape, self.label_dim = denoiser.shape, denoiser.label_dim
-        self.sigma_min, self.sigma_max = denoiser.sigma_min, denoiser.sigma_max
-
-    def round_sigma(self, sigma: Tensor) -> Tensor:
-        return self.denoiser.round_sigma(sigma)
-
-    def finish(self, x: Tensor, **conditions: Any) -> Tensor:
-        return self.denoiser.finish(x, **conditions)
+        self.size = size
 
     def decode(self, x: Tensor) -> Tensor:
         return torch.cat([self.denoiser.decode(part) for part in x.split(self.size)])

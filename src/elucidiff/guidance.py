@@ -25,12 +25,12 @@ from torch import Tensor
 
 from .citations import bibtex
 from .component import require
-from .denoiser import Denoiser, FunctionDenoiser, as_denoiser
+from .denoiser import Denoiser, FunctionDenoiser, Wrapper, as_denoiser
 
 AnyDenoiser = Denoiser | Callable[..., Tensor]
 
 
-class Guided(Denoiser):
+class Guided(Wrapper):
     """What both kinds of guidance share. Subclasses say what the reference answers.
 
     `weight` w: 1 is no guidance, above 1 exaggerates, 0 is the reference alone. With w = 1 the reference is never
@@ -53,14 +53,12 @@ class Guided(Denoiser):
     def __init__(
         self, main: AnyDenoiser, reference: AnyDenoiser | None, weight: float, interval: Sequence[float] | None
     ) -> None:
-        super().__init__()
-        self.denoiser = as_denoiser(main)
+        super().__init__(main)
         self.reference = None if reference is None else as_denoiser(reference)
         self.weight = _checked_weight(weight)
         self.interval = _checked_interval(interval)
         self.main_calls = self.reference_calls = 0
         self.shape = self._common_shape()
-        self.label_dim = self.denoiser.label_dim
         self.sigma_min, self.sigma_max = self._common_levels()
 
     def _common_shape(self) -> tuple[int, ...] | None:
@@ -93,18 +91,10 @@ class Guided(Denoiser):
         """How often a network was called since the object was made, by both models together."""
         return self.main_calls + self.reference_calls
 
-    def round_sigma(self, sigma: Tensor) -> Tensor:
-        """The nearest level that the guided model was trained at."""
-        return self.denoiser.round_sigma(sigma)
-
     def finish(self, x: Tensor, **conditions: Any) -> Tensor:
         """What the guided model does with a finished sample."""
         conditions.pop("negative_labels", None)
         return self.denoiser.finish(x, **conditions)
-
-    def decode(self, x: Tensor) -> Tensor:
-        """What samples of the guided model show."""
-        return self.denoiser.decode(x)
 
     def settings(self) -> dict[str, Any]:
         """What was chosen, as JSON data: for `result.save(folder, guidance=guided.settings())`."""

@@ -133,7 +133,7 @@ def search_picture(found: Sequence[StochasticitySearch]) -> bytes:
             Curve(name, [x for x, _ in curve], [s.mean for _, s in curve], [s.std for _, s in curve])
             for name, curve in search.curves.items()
         ]
-        known = {"deterministic": search.stages[0].selected, "real against real": search.real}
+        known = {"real against real": search.real, "deterministic": search.stages[0].selected}
         lines[title] = [Line(text, value) for text, value in known.items() if value is not None]
     return quality_plot(panels, lines, xlabel="S_churn", logx=False)
 

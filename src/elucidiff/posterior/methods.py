@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ..component import Value, require
-from ..denoiser import Denoiser, Preconditioned, as_denoiser
+from ..denoiser import Denoiser, Preconditioned, Wrapper
 from ..tensors import like, widest_dtype
 from .conjugate import conjugate_gradients
 from .operators import Operator
@@ -18,7 +18,7 @@ from .operators import Operator
 Pullback = Callable[[Tensor], Tensor]
 
 
-class Posterior(Denoiser):
+class Posterior(Wrapper):
     """A denoiser given a measurement: D(x; sigma, y), for every solver, schedule, scaling and noise of `ed.sample`.
 
         restorer = ed.posterior.MomentMatching(denoiser, ed.posterior.Mask(), noise=0.05)
@@ -42,20 +42,13 @@ class Posterior(Denoiser):
     references: ClassVar[tuple[str, ...]] = ()  # keys of citations.BIBTEX
 
     def __init__(self, denoiser: Denoiser | Callable[..., Tensor], operator: Operator, noise: float = 0.0) -> None:
-        super().__init__()
+        super().__init__(denoiser)
         if not isinstance(operator, Operator):
             raise TypeError(f"operator: got {operator!r}; expected one of ed.posterior, such as Mask()")
         require(0 <= noise < math.inf, f"noise: got {noise}; expected a standard deviation of at least 0")
-        denoiser = as_denoiser(denoiser)
-        self.denoiser, self.operator, self.noise = denoiser, operator, float(noise)
-        self.shape, self.label_dim = denoiser.shape, denoiser.label_dim
-        self.sigma_min, self.sigma_max = denoiser.sigma_min, denoiser.sigma_max
+        self.operator, self.noise = operator, float(noise)
         if self.shape is not None:
             operator.output_shape(self.shape)  # raises here what would be raised at the first call
-
-    def round_sigma(self, sigma: Tensor) -> Tensor:
-        """The denoiser's own."""
-        return self.denoiser.round_sigma(sigma)
 
     def denoise(self, x: Tensor, sigma: Tensor, measurement: Tensor | None = None, **conditions: Any) -> Tensor:
         """D_y, shaped as x."""
