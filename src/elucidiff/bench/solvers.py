@@ -9,10 +9,9 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, NamedTuple
 
-import torch
 from torch import Tensor
 
-from ..denoiser import FunctionDenoiser
+from ..analysis.budget import evaluations as dry_run
 from ..sampler import Sampler, sample
 from .problems import Problem
 
@@ -87,9 +86,8 @@ class Setting:
 
 @functools.lru_cache(maxsize=4096)
 def evaluations(sampler: Sampler, d: int) -> int:
-    """How often a sampler calls the denoiser, counted by a run on zeros in d dimensions."""
-    nothing = FunctionDenoiser(lambda x, sigma: torch.zeros_like(x), (d,))
-    return sample(nothing, sampler, latents=torch.ones(1, d, dtype=torch.float64)).nfe
+    """How often a sampler calls the denoiser, counted by a dry run in d dimensions; remembered."""
+    return dry_run(sampler, (d,))
 
 
 @dataclass(frozen=True)

@@ -108,17 +108,19 @@ def _draw(axes: Axes, curve: Curve, colour: str, marker: str) -> None:
 
 
 def _lines(axes: Axes, lines: Sequence[Line]) -> None:
-    for line, dash in zip(lines, DASHES, strict=False):
+    for i, line in enumerate(lines):
+        dash, left = DASHES[i % len(DASHES)], i % 2 == 0  # texts of close lines beside each other, not on each other
         axes.axhline(line.value, color=pictures.INK, linewidth=1.2, linestyle=dash, zorder=2)
         if line.std and math.isfinite(line.std):
             axes.axhspan(line.value - line.std, line.value + line.std, color=pictures.FAINT, alpha=0.4, linewidth=0)
         axes.annotate(
             f"{line.text}: {pictures._plain(line.value)}",
-            (0.01, line.value),
+            (0.01 if left else 0.99, line.value),
             (0, -3),
             xycoords=axes.get_yaxis_transform(),
             textcoords="offset points",
             va="top",
+            ha="left" if left else "right",
             fontsize=9,
             color=pictures.INK,
             bbox={"facecolor": "white", "alpha": 0.7, "linewidth": 0, "pad": 0.5},
