@@ -6,17 +6,38 @@ import pytest
 import torch
 
 import elucidiff as ed
+from elucidiff.adapters import guided_diffusion, score_sde
 from elucidiff.analysis import curvature, truncation_error
 from elucidiff.cli.main import main
+from test_checkpoints import GUIDED, SCORES, Guided, Score, checkpoint, randomise
 from test_nvlabs import load, written
 
 FAMILIES = ["ddpmpp_edm", "ncsnpp_ve", "ddpmpp_vp", "skip_edm", "adm_iddpm", "edm2_heads"]
+CHECKPOINTS = {
+    "guided-diffusion": lambda path: guided(path, "conditional"),
+    "score_sde, NCSN++": lambda path: score(path, "NCSN++"),
+    "score_sde, DDPM++": lambda path: score(path, "DDPM++"),
+}
 
 
-@pytest.mark.parametrize("name", FAMILIES)
+def guided(path, case):
+    torch.save(randomise(Guided(**GUIDED[case])).state_dict(), path)
+    return guided_diffusion.load(path, resolution=GUIDED[case]["side"])
+
+
+def score(path, case):
+    torch.save(checkpoint(randomise(Score(**SCORES[case]))), path)
+    return score_sde.load(path, resolution=16)
+
+
+def imported(tmp_path, name):
+    """The denoiser of a file of another project, written here."""
+    return CHECKPOINTS[name](tmp_path / "x.pt") if name in CHECKPOINTS else load(written(tmp_path, name)[0])
+
+
+@pytest.mark.parametrize("name", [*FAMILIES, *CHECKPOINTS])
 def test_an_imported_model_samples_is_analysed_and_survives_saving(tmp_path, name):
-    path, *_ = written(tmp_path, name)
-    denoiser = load(path)
+    denoiser = imported(tmp_path, name)
     sampler = ed.EDM.sampler.replace(steps=4)
     one, other = (ed.sample(denoiser, sampler, seeds=[0, 1]).x for _ in range(2))
     assert torch.equal(one, other) and bool(one.isfinite().all())
@@ -25,17 +46,16 @@ def test_an_imported_model_samples_is_analysed_and_survives_saving(tmp_path, nam
     assert len(curvature(denoiser, seeds=[0], per_halving=1).designs) == 3
     ed.save(denoiser, tmp_path / "native")
     again = ed.load(tmp_path / "native")
-    assert again.info["license"] == denoiser.info["license"]
+    assert again.info == denoiser.info and ("imported" if name in CHECKPOINTS else "license") in again.info
     before, after = denoiser.state_dict(), again.state_dict()
     assert before.keys() == after.keys() and all(torch.equal(before[key], after[key]) for key in before)
     assert torch.equal(ed.sample(again, sampler, seeds=[0, 1]).x, one)
 
 
-@pytest.mark.parametrize("name", FAMILIES)
+@pytest.mark.parametrize("name", [*FAMILIES, *CHECKPOINTS])
 def test_an_imported_model_is_fine_tuned_from_its_weights(tmp_path, name):
     """Adam on four images lowers the loss of Eq. 8 on the same images, noise and levels."""
-    path, *_ = written(tmp_path, name)
-    denoiser = load(path).requires_grad_(True).train()
+    denoiser = imported(tmp_path, name).requires_grad_(True).train()
     objective = ed.EDM.objective
     generator = torch.Generator().manual_seed(0)
     y = torch.rand(4, *denoiser.shape, generator=generator) * 2 - 1

@@ -62,7 +62,7 @@ def load(path: str | Path, *, progress: Report = silent) -> Denoiser:
     """The denoiser that a path names.
 
     - a model directory, or a run directory (its newest snapshot);
-    - a file of weights of a known project (EDM, EDM2, score_sde, guided-diffusion), see `ed.adapters`;
+    - a file of weights of a known project (EDM, EDM2, k-diffusion, score_sde, guided-diffusion), see `ed.adapters`;
     - a folder of diffusers: a pipeline, or a model with its scheduler, see `ed.adapters.diffusers.load`;
     - "owner/name" or "hf://owner/name@revision" on the hub, where no folder `owner` is here: one of these two folders;
     - "exact:DATA": the exact denoiser of a data set, DATA being anything `ed.data.load` reads.

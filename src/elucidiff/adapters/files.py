@@ -10,12 +10,12 @@ from torch import Tensor
 from ..denoiser import Preconditioned
 from ..errors import FormatError
 from ..foreign import clip, is_foreign, read, state_dict
-from . import guided_diffusion, nvlabs, score_sde
+from . import guided_diffusion, k_diffusion_checkpoint, nvlabs, score_sde
 from .building import of_file
 
 
 def load_file(path: str | Path) -> Preconditioned:
-    """The denoiser of a file that NVIDIA's EDM and EDM2, score_sde or guided-diffusion wrote.
+    """The denoiser of a file that NVIDIA's EDM and EDM2, k-diffusion, score_sde or guided-diffusion wrote.
 
     Each with the assumptions of its adapter's `load`, which has arguments for what a file does not say. Raises
     FileNotFoundError, and FormatError for every other file.
@@ -26,6 +26,8 @@ def load_file(path: str | Path) -> Preconditioned:
     value = read(path)
     if nvlabs.is_snapshot(value):
         return nvlabs.from_value(value, path)
+    if k_diffusion_checkpoint.recognises(value):
+        return k_diffusion_checkpoint.from_value(value, path)
     with of_file(path):
         if score_sde.recognises(value):
             return score_sde.from_value(value)
@@ -35,7 +37,7 @@ def load_file(path: str | Path) -> Preconditioned:
         names = ", ".join(clip(name) for name in sorted(state)[:3])
         raise FormatError(
             f"tensors ({names}, ...) of no network that this reads: expected snapshots of EDM or EDM2, "
-            "or checkpoints of score_sde or guided-diffusion"
+            "or checkpoints of k-diffusion, score_sde or guided-diffusion"
         )
 
 

@@ -1,4 +1,7 @@
-"""Our solvers as functions of k-diffusion's form, `sample(model, x, sigmas, extra_args, callback, disable)`."""
+"""Our solvers as functions of k-diffusion's form, `sample(model, x, sigmas, extra_args, callback, disable)`.
+
+`load` reads k-diffusion's checkpoints.
+"""
 
 from __future__ import annotations
 
@@ -15,6 +18,9 @@ from ..formulation import EDM, Scaling, Schedule, Unscaled
 from ..progress import bar
 from ..seeds import Seeds, check_seeds
 from ..solvers import Deterministic, Run, Solver, State, Stochasticity
+from .k_diffusion_checkpoint import load
+
+__all__ = ["SampleFunction", "load", "sampler"]
 
 _NO_NOISE, _SIGMA_IS_TIME, _UNSCALED = Deterministic(), EDM(), Unscaled()
 

@@ -7,6 +7,7 @@ from .ddpmpp import DDPMPP
 from .dit import DiT, Transformer
 from .edm2 import EDM2, EDM2UNet
 from .from_diffusers import Diffusers, DiffusersModule
+from .k_diffusion import KDiffusionUNet, KDiffusionV1
 from .magnitude import normalize_weights
 from .mlp import MLP, Perceptron
 from .names import from_published, load_published, published_names
@@ -27,6 +28,8 @@ __all__ = [
     "Diffusers",
     "DiffusersModule",
     "EDM2UNet",
+    "KDiffusionUNet",
+    "KDiffusionV1",
     "Network",
     "Perceptron",
     "Transformer",
