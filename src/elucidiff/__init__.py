@@ -18,6 +18,7 @@ from ._version import __version__
 if TYPE_CHECKING:
     from . import (
         adapters,
+        augment,
         data,
         denoiser,
         design,
@@ -96,6 +97,7 @@ __all__ = [
     "Trajectory",
     "__version__",
     "adapters",
+    "augment",
     "bits_per_dim",
     "citation",
     "compare_designs",

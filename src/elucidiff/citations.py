@@ -49,6 +49,11 @@ BIBTEX = {
         "Tero Karras and Miika Aittala and Jaakko Lehtinen and Janne Hellsten and Timo Aila and Samuli Laine", 2024,
         booktitle="IEEE/CVF Conference on Computer Vision and Pattern Recognition (CVPR)",
     ),
+    "ada": _entry(
+        "inproceedings", "karras2020ada", "Training Generative Adversarial Networks with Limited Data",
+        "Tero Karras and Miika Aittala and Janne Hellsten and Samuli Laine and Jaakko Lehtinen and Timo Aila", 2020,
+        booktitle="Advances in Neural Information Processing Systems (NeurIPS)",
+    ),
     "dit": _entry(
         "inproceedings", "peebles2023dit", "Scalable Diffusion Models with Transformers",
         "William Peebles and Saining Xie", 2023,

@@ -68,13 +68,13 @@ def keyed_normal(seed: int, stream: int, step: int, indices: Sequence[int], shap
     return torch.from_numpy(rows)
 
 
-def keyed_uniform(seed: int, stream: int, step: int, indices: Sequence[int]) -> Tensor:
-    """Uniform numbers (n,) float64 in [0, 1); number j depends on (seed, stream, step, indices[j]) only."""
+def keyed_uniform(seed: int, stream: int, step: int, indices: Sequence[int], shape: Sequence[int] = ()) -> Tensor:
+    """Uniform numbers (n, *shape) float64 in [0, 1); row j depends on (seed, stream, step, indices[j]) only."""
     generator = np.random.Generator(np.random.Philox())
-    rows = np.empty(len(indices))
+    rows = np.empty((len(indices), *shape))
     for j, index in enumerate(indices):
         _seek(generator, seed, stream, step, index)
-        rows[j] = generator.random()
+        rows[j] = generator.random(tuple(shape))
     return torch.from_numpy(rows)
 
 

@@ -7,6 +7,7 @@ from .curvature import Curvature, Straightness, curvature
 from .decided import Decided, decided, training_density
 from .denoised import Denoised, DenoisedCurve, denoised
 from .exact_path import ExactPath, exact_path
+from .leak import Leak, leak
 from .likelihood import BitsPerDim, LogLikelihood, bits_per_dim, log_likelihood
 from .loss_profile import LossProfile, loss_profile
 from .scores import Score, reference_and_real, score_samples
@@ -25,6 +26,7 @@ __all__ = [
     "ErrorCurve",
     "ExactPath",
     "GlobalError",
+    "Leak",
     "LogLikelihood",
     "LossProfile",
     "Point",
@@ -43,6 +45,7 @@ __all__ = [
     "evaluations",
     "exact_path",
     "global_error",
+    "leak",
     "log_likelihood",
     "loss_profile",
     "reference_and_real",

@@ -13,7 +13,9 @@ import typer
 from . import show
 from .analyze import analyze
 from .compare import compare
+from .ema import ema
 from .latents import edit, interpolate, invert
+from .leak import leak
 from .likelihood import likelihood
 from .options import (
     MICRO_BATCH,
@@ -312,12 +314,14 @@ ALL: dict[str, Callable[..., None]] = {
     "restore": restore,
     "evaluate": evaluate,
     "compare": compare,
+    "ema": ema,
     "analyze": analyze,
     "convert": convert,
     "invert": invert,
     "interpolate": interpolate,
     "edit": edit,
     "likelihood": likelihood,
+    "leak": leak,
     "bench": bench,
 }
 

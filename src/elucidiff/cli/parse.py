@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from ..data import Dataset
     from ..denoiser import Denoiser
     from ..sampler import Sampler
-    from ..training import TrainConfig
+    from ..training import Averaging, TrainConfig
 
     AnyValue = TypeVar("AnyValue", bound=Value)
 
@@ -152,20 +152,38 @@ def _literal(text: str) -> Any:
 def apply_training_settings(config: TrainConfig, settings: Sequence[str], dataset: Dataset) -> TrainConfig:
     """A training configuration with settings applied.
 
-    "design=vp" takes a preset; "network.channels=16" changes the network chosen for the data.
+    "design=vp" takes a preset; "network.channels=16" changes the network chosen for the data; "ema=power" or
+    "ema=half_life,power" names the averages of weights to keep. "augment=edm", "augment=full" or
+    "augment=xflip,translation" chooses an augmentation, "augment.p=0.15" changes it.
     """
+    from ..augment import named
     from ..design import PRESETS
     from ..networks import for_shape
 
-    rest = []
+    rest, averages = [], None
     for setting in settings:
         name, text = _split(setting)
         if name == "design":
             if text not in PRESETS:
                 raise ValueError(unknown("design", text, PRESETS))
             config = config.replace(design=PRESETS[text])
+        elif name == "augment" and isinstance(_literal(text), str):
+            config = config.replace(augment=None if text == "none" else named(text, dataset.shape))
+        elif name == "ema" and isinstance(_literal(text), str):
+            averages = text
         else:
             rest.append(setting)
     if any(_split(s)[0].startswith("network.") for s in rest) and not _sets(rest, "network"):
         config = config.replace(network=for_shape(dataset.shape))
-    return apply_settings(config, rest)
+    if any(_split(s)[0].startswith("augment.") for s in rest) and config.augment is None and not _sets(rest, "augment"):
+        config = config.replace(augment=named("edm", dataset.shape))
+    config = apply_settings(config, rest)
+    return config if averages is None else config.replace(ema=_averages(averages, config))
+
+
+def _averages(text: str, config: TrainConfig) -> tuple[Averaging, ...]:
+    """The averages of weights that "half_life,power" names; the half-life is the one of the configuration."""
+    from ..training import Averaging, HalfLife
+
+    kinds = [Averaging.of_kind(word.strip()) for word in text.split(",")]
+    return tuple(HalfLife(config.ema_halflife, config.ema_ramp) if kind is HalfLife else kind() for kind in kinds)

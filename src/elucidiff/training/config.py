@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
+from ..augment import Augment
 from ..component import Value, require
 from ..design import EDM, Design
 from ..networks import Network
+from .ema import Averaging, HalfLife, members_of
 
 
 class TrainConfig(Value):
@@ -16,9 +19,12 @@ class TrainConfig(Value):
     network: None chooses one by the shape of the data.
     design: its preconditioning and objective are trained. sigma_data: None measures it and uses it.
     images: how many to train on, repeats included; `batch` of them a step.
-    lr: of Adam, reached after `lr_ramp` images. ema_halflife, ema_ramp: see `ema_beta`.
+    lr: of Adam, reached after `lr_ramp` images; lr_decay: see `lr_at`. ema_halflife, ema_ramp: see `ema_beta`.
+    ema: the averages of weights to keep in the place of that half-life, e.g. (HalfLife(500_000.0), Power()); the first
+    is the model of a snapshot, the others lie beside it.
     conditional: use the labels of the data, if any; label_dropout: the chance to train a sample
     without its label, which classifier-free guidance needs.
+    augment: non-leaky augmentation, whose labels the network is given; its augment_dim follows, unless set.
     snapshots: how many models to write, the last at the end.
     """
 
@@ -39,9 +45,12 @@ class TrainConfig(Value):
     heldout: float = 0.0
     conditional: bool = True
     label_dropout: float = 0.0
+    augment: Augment | None = None
     seed: int = 0
     snapshots: int = 4
     device: str = "cpu"
+    ema: tuple[Averaging, ...] = ()
+    lr_decay: int | None = None
 
     def validate(self) -> None:
         """Raise ValueError where a number is out of its range."""
@@ -50,11 +59,32 @@ class TrainConfig(Value):
         require(0 < self.lr < math.inf, f"lr: got {self.lr}; expected a number above 0")
         require(self.lr_ramp >= 0, f"lr_ramp: got {self.lr_ramp}; expected at least 0 images")
         require(self.ema_halflife > 0, f"ema_halflife: got {self.ema_halflife}; expected a number of images above 0")
+        require(self.lr_decay is None or self.lr_decay >= 1, f"lr_decay: got {self.lr_decay}; expected 1 image or more")
+        members_of(self.ema)  # raises for two of one name
         require(0 <= self.beta1 < 1 and 0 <= self.beta2 < 1, "beta1, beta2: expected numbers in [0, 1)")
         require(0 <= self.heldout < 1, f"heldout: got {self.heldout}; expected a fraction in [0, 1)")
         require(0 <= self.label_dropout <= 1, f"label_dropout: got {self.label_dropout}; expected a number in [0, 1]")
         require(self.seed >= 0, f"seed: got {self.seed}; expected an integer of at least 0")
         require(self.sigma_data is None or self.sigma_data > 0, f"sigma_data: got {self.sigma_data}; expected above 0")
+
+    def to_dict(self) -> dict[str, Any]:
+        """The value as JSON data, as ever where `ema`, `lr_decay`, `augment` are not asked for: left out then."""
+        defaults = {"ema": (), "lr_decay": None, "augment": None}
+        unasked = {name for name, value in defaults.items() if getattr(self, name) == value}
+        return {name: value for name, value in super().to_dict().items() if name not in unasked}
+
+    @property
+    def averages(self) -> tuple[Averaging, ...]:
+        """The averages of weights that are kept, the first being the model of a snapshot."""
+        return members_of(self.ema or (HalfLife(self.ema_halflife, self.ema_ramp),))
+
+    def lr_at(self, images: float) -> float:
+        """The learning rate of the step that ends at t images: lr min(t/t_ramp, 1) / sqrt(max(t/t_ref, 1)).
+
+        t_ramp is `lr_ramp` and t_ref is `lr_decay`, in images (EDM2 paper); None: no decay (EDM).
+        """
+        ramped = self.lr * min(images / max(self.lr_ramp, 1), 1)
+        return ramped if self.lr_decay is None else ramped / math.sqrt(max(images / self.lr_decay, 1))
 
     @property
     def steps(self) -> int:

@@ -7,18 +7,23 @@ from typing import NamedTuple
 import numpy as np
 from torch import Tensor
 
+from ..augment import Augment
 from ..data import Dataset
 from ..objective import NoiseDistribution
 from ..seeds import Stream, keyed_normal, keyed_uniform, permutation
 
 
 class Draws(NamedTuple):
-    """One batch: y (B, *), labels (B, label_dim) or None, levels sigma (B,) float64, unit noise n (B, *)."""
+    """One batch: y (B, *), labels (B, label_dim) or None, levels sigma (B,) float64, unit noise n (B, *).
+
+    augment: the parameters of the augmentation, to be applied to y on the device; None without any.
+    """
 
     y: Tensor
     labels: Tensor | None
     sigma: Tensor
     n: Tensor
+    augment: dict[str, Tensor] | None = None
 
 
 class Order:
@@ -40,7 +45,14 @@ class Order:
 
 
 def draw(
-    data: Dataset, order: Order, noise: NoiseDistribution, step: int, batch: int, *, label_dropout: float = 0.0
+    data: Dataset,
+    order: Order,
+    noise: NoiseDistribution,
+    step: int,
+    batch: int,
+    *,
+    label_dropout: float = 0.0,
+    augment: Augment | None = None,
 ) -> Draws:
     """The batch of a step. Sample j of the step depends on (order.seed, step, j) alone."""
     seed, rows = order.seed, range(batch)
@@ -49,4 +61,5 @@ def draw(
         kept = keyed_uniform(seed, Stream.LABEL, step, rows) >= label_dropout
         labels = labels * kept[:, None]
     sigma = noise.quantile(keyed_uniform(seed, Stream.LEVEL, step, rows))
-    return Draws(y, labels, sigma, keyed_normal(seed, Stream.NOISE, step, rows, y.shape[1:]))
+    n = keyed_normal(seed, Stream.NOISE, step, rows, y.shape[1:])
+    return Draws(y, labels, sigma, n, augment.draw(seed, step, rows) if augment else None)

@@ -12,18 +12,19 @@ from typing import Any, cast
 import torch
 
 from .. import data as datasets
+from ..component import require
 from ..data import Dataset, check_sigma_data
 from ..denoiser import Preconditioned
 from ..design import Design
 from ..files import refuse_existing
 from ..models import save
-from ..networks import for_shape, normalize_weights
+from ..networks import Network, for_shape, normalize_weights
 from ..objective import loss_at
 from ..progress import bar
 from ..seeds import Stream, torch_seeded
 from .config import TrainConfig
 from .draws import Order, draw
-from .ema import EMA, ema_beta
+from .ema import EMA, Averaging
 
 LOG_EVERY = 2_000  # images between two lines of metrics.jsonl, at least
 
@@ -34,13 +35,13 @@ class TrainingError(RuntimeError):
 
 @dataclass
 class Trainer:
-    """The live state of a run: the model in training, its average, the optimiser, the step."""
+    """The live state of a run: the model in training, its averages, the optimiser, the step."""
 
     config: TrainConfig
     design: Design
     dataset: Dataset
     model: Preconditioned
-    ema: EMA
+    averages: list[tuple[Averaging, EMA]]
     optimizer: torch.optim.Optimizer
     order: Order
     step: int = 0
@@ -53,7 +54,7 @@ class Trainer:
         design = config.design.with_sigma_data(sigma_data)
         with torch_seeded(config.seed, Stream.INIT):
             model = Preconditioned(
-                config.network or for_shape(dataset.shape),
+                _network(config, dataset.shape),
                 design.preconditioning,
                 shape=dataset.shape,
                 label_dim=dataset.label_dim if config.conditional else 0,
@@ -61,7 +62,13 @@ class Trainer:
         model.to(config.device).train()
         betas = (config.beta1, config.beta2)
         optimizer = torch.optim.Adam(model.parameters(), lr=config.lr, betas=betas, eps=config.adam_eps, foreach=True)
-        return cls(config, design, dataset, model, EMA(model), optimizer, Order(len(dataset), config.seed))
+        averages = [(averaging, EMA(model)) for averaging in config.averages]
+        return cls(config, design, dataset, model, averages, optimizer, Order(len(dataset), config.seed))
+
+    @property
+    def ema(self) -> EMA:
+        """The first average, the model of a snapshot."""
+        return self.averages[0][1]
 
     @property
     def images_seen(self) -> int:
@@ -73,9 +80,12 @@ class Trainer:
         config = self.config
         normalize_weights(self.model.network)  # of magnitude-preserving networks; the forward pass never changes them
         noise = self.design.objective.noise
-        drawn = draw(self.dataset, self.order, noise, self.step, config.batch, label_dropout=config.label_dropout)
+        options: dict[str, Any] = {"label_dropout": config.label_dropout, "augment": config.augment}
+        drawn = draw(self.dataset, self.order, noise, self.step, config.batch, **options)
         conditions = {"labels": drawn.labels} if self.model.label_dim and drawn.labels is not None else {}
         y, n = drawn.y.to(config.device), drawn.n.to(config.device)
+        if config.augment is not None:
+            y, conditions["augment_labels"] = config.augment(y, parameters=drawn.augment)
         with torch_seeded(config.seed, Stream.NETWORK, self.step):  # dropout
             loss = loss_at(self.model, y, drawn.sigma, n, self.design.objective.weighting, **conditions)
         if not torch.isfinite(loss).all():
@@ -86,14 +96,16 @@ class Trainer:
         self.optimizer.zero_grad(set_to_none=True)
         loss.mean().backward()
         for group in self.optimizer.param_groups:
-            group["lr"] = config.lr * min((self.images_seen + config.batch) / max(config.lr_ramp, 1), 1)
+            group["lr"] = config.lr_at(self.images_seen + config.batch)
         self.optimizer.step()
-        self.ema.update(ema_beta(config.batch, config.ema_halflife, self.images_seen, config.ema_ramp))
+        for averaging, ema in self.averages:
+            ema.update(averaging.beta(config.batch, self.images_seen + config.batch))
         self.step += 1
         return loss.mean().item()
 
-    def info(self, seconds: float) -> dict[str, Any]:
-        """What model.json records about training and data."""
+    def info(self, seconds: float, averaging: Averaging | None = None) -> dict[str, Any]:
+        """What model.json records about training and data; of the average only where `ema` asked for it."""
+        average = {"ema": averaging.to_dict()} if self.config.ema and averaging else {}
         data = self.dataset
         return {
             "data": {
@@ -109,6 +121,7 @@ class Trainer:
                 "images_seen": self.images_seen,
                 "seconds": round(seconds, 1),
                 "config": self.config.to_dict(),
+                **average,
             },
         }
 
@@ -149,6 +162,21 @@ def train(config: TrainConfig, *, data: Dataset | None = None, progress: bool = 
     return run
 
 
+def _network(config: TrainConfig, shape: tuple[int, ...]) -> Network:
+    """The network to train, told of the augmentation. Raises ValueError where data, augmentation and it do not fit."""
+    network = config.network or for_shape(shape)
+    if config.augment is None:
+        return network
+    config.augment.check(shape)
+    label_dim = config.augment.label_dim
+    require(
+        network.augment_dim in (0, label_dim),
+        f"network.augment_dim: got {network.augment_dim}, but the augmentation has {label_dim} label entries; "
+        "leave it out, or use augment=edm, which has the published 9",
+    )
+    return network.replace(augment_dim=label_dim)
+
+
 def _snapshot_due(done: int, config: TrainConfig) -> bool:
     """Snapshots divide the run evenly and include its end; of those that would share a name the last is written."""
     if done == config.steps:
@@ -163,6 +191,8 @@ def _snapshot_name(steps: int, config: TrainConfig) -> str:
 
 
 def _save_snapshot(trainer: Trainer, run: Path, seconds: float) -> None:
-    folder = run / "snapshots" / _snapshot_name(trainer.step, trainer.config)
-    average = cast("Preconditioned", trainer.ema.module)
-    save(average, folder, design=trainer.design, info=trainer.info(seconds))
+    """snapshots/NNNNNN, the first average; snapshots/NNNNNN-0.100 and so on the others, which are written before it."""
+    name = _snapshot_name(trainer.step, trainer.config)
+    for averaging, ema in reversed(trainer.averages):
+        folder = run / "snapshots" / (name if ema is trainer.ema else f"{name}-{averaging.name}")
+        save(cast("Preconditioned", ema.module), folder, design=trainer.design, info=trainer.info(seconds, averaging))
