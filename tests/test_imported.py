@@ -88,6 +88,16 @@ def test_inspect_says_what_a_snapshot_would_execute_and_the_model_in_it(tmp_path
     assert facts["model"]["preconditioning"]["kind"] == "edm"
 
 
+@pytest.mark.filterwarnings("ignore:.*CC BY-NC-SA")
+@pytest.mark.parametrize("arguments", [{"sigma_min": 0.01, "sigma_max": 50.0}, {"sigma_min": 0.01}])
+def test_the_noise_levels_of_a_file_survive_saving(tmp_path, arguments):
+    path, *_ = written(tmp_path, "ddpmpp_edm", **arguments)
+    denoiser = ed.load(path)
+    assert denoiser.sigma_min == 0.01 and denoiser.sigma_max == arguments.get("sigma_max", float("inf"))
+    again = ed.load(ed.save(denoiser, tmp_path / "native"))
+    assert (again.sigma_min, again.sigma_max) == (denoiser.sigma_min, denoiser.sigma_max)
+
+
 def test_inspect_of_weights_without_a_known_network_gives_the_reason(tmp_path, capsys):
     torch.save({"some.weight": torch.zeros(2, 3)}, tmp_path / "other.pt")
     assert main(["inspect", str(tmp_path / "other.pt")]) == 0

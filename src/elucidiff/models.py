@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import platform
 from pathlib import Path
 from typing import Any
@@ -49,6 +50,7 @@ def save(
         "preconditioning": denoiser.preconditioning.to_dict(),
         "shape": list(denoiser.shape or ()),
         "label_dim": denoiser.label_dim,
+        **_own_levels(denoiser),
         "info": info,
         "versions": {"elucidiff": __version__, "torch": torch.__version__, "python": platform.python_version()},
     }
@@ -117,10 +119,19 @@ def _load_model(folder: Path) -> Preconditioned:
             label_dim=int(description["label_dim"]),
         )
         denoiser.network.load_state_dict(load_file(folder / WEIGHTS))
+        low, high = description.get("sigma_range", (denoiser.sigma_min, denoiser.sigma_max))
+        denoiser.sigma_min, denoiser.sigma_max = float(low), float(high)
         denoiser.info = dict(description["info"])
     except (KeyError, TypeError, ValueError, RuntimeError, OSError, SafetensorError) as error:
         raise FormatError(f"{folder}: cannot be read as a model: {error}") from error
     return denoiser.eval().requires_grad_(False)
+
+
+def _own_levels(denoiser: Preconditioned) -> dict[str, Any]:
+    """The noise levels [lowest, highest] of a model whose file narrowed those of its preconditioning."""
+    usual = denoiser.preconditioning.sigma_min, denoiser.preconditioning.sigma_max
+    own = denoiser.sigma_min, denoiser.sigma_max
+    return {} if own == usual else {"sigma_range": [own[0], "inf" if math.isinf(own[1]) else own[1]]}
 
 
 def design_of(denoiser: Denoiser) -> Design | None:

@@ -20,7 +20,7 @@ from ..sampler import Sampler, sample
 from ..solvers import DPMpp2M, Euler, Heun
 from .section import Picture, Section, Subject, Table, short
 
-FIRST_SEED = 3000  # apart from those that choose and judge recommendations
+FIRST_SEED, SCORED = 3000, 10_000  # first seeds, apart from those that choose and judge recommendations
 EXACT_LIMIT = 20_000  # samples of the data of which an exact denoiser is made for comparison
 TWO_DIRACS = ((-1.0, 1.0), 0.05)
 
@@ -83,7 +83,7 @@ def _scores(subject: Subject, data: Dataset, found: list[Recommendation]) -> Tab
             run = sample(
                 subject.denoiser,
                 sampler,
-                seeds=range(subject.num),
+                seeds=range(SCORED, SCORED + subject.num),
                 batch_size=min(256, subject.num),
                 progress=subject.progress,
             )

@@ -15,7 +15,7 @@ import typer
 from . import show
 from .compare_show import comparison_picture, print_comparison, print_search, search_picture
 from .compare_specs import grid_values, model_specs, sampler_specs
-from .options import DataArg, DeviceOption, JsonOption, load_model, read_data
+from .options import DataArg, DeviceOption, JsonOption, check_resumable, load_model, read_data
 
 if TYPE_CHECKING:
     from ..analysis import StochasticitySearch
@@ -83,7 +83,7 @@ def compare(
     values = {name: numbers for name, numbers in map(grid_values, grid or [])}
     chosen = sampler_specs("edm" if search and samplers == SAMPLERS else samplers)
     if out is not None:
-        _check_folder(out)
+        check_resumable(out, STORE)
     models = {name: load_model(path, device) for name, path in model_specs(model).items()}
     options: dict[str, Any] = {
         "num": num,
@@ -158,21 +158,6 @@ def _run_search(
         for search in found:
             print_search(search)
         _say_where(out, "stochasticity")
-
-
-def _check_folder(out: Path) -> None:
-    """Raise where the folder holds anything but an earlier comparison, or no picture could be drawn at the end."""
-    import importlib.util
-
-    from ..errors import MissingExtraError
-    from ..files import refuse_existing
-
-    if importlib.util.find_spec("matplotlib") is None:
-        raise MissingExtraError("matplotlib", "plot")
-    if (out / STORE).is_file():
-        print(f"going on from what is stored in {out / STORE}", file=sys.stderr)
-    else:
-        refuse_existing(out)
 
 
 @contextmanager

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -12,7 +10,17 @@ import typer
 
 from . import show
 from .compare_show import LABELS, number, with_spread
-from .options import DataArg, DeviceOption, JsonOption, SamplerOption, SetOption, StepsOption, checked_device, read_data
+from .options import (
+    DataArg,
+    DeviceOption,
+    JsonOption,
+    SamplerOption,
+    SetOption,
+    StepsOption,
+    check_resumable,
+    checked_device,
+    read_data,
+)
 
 if TYPE_CHECKING:
     from ..sampler import Sampler
@@ -60,7 +68,7 @@ def ema(
     if save is not None:
         refuse_existing(save)
     if out is not None:
-        _check_folder(out)
+        check_resumable(out, STORE)
     chosen = _sampler(run, sampler, settings, steps)
     with bar("sweeping") as report:
         found = sweep(
@@ -108,19 +116,6 @@ def _sampler(run: Path, sampler: str, settings: list[str] | None, steps: int | N
     from .options import chosen_sampler, load_model
 
     return chosen_sampler(load_model(str(stored_averages(run)[-1].folder), "cpu"), sampler, settings, steps)
-
-
-def _check_folder(out: Path) -> None:
-    """Raise where the folder holds anything but an earlier sweep, or no picture could be drawn at the end."""
-    from ..errors import MissingExtraError
-    from ..files import refuse_existing
-
-    if importlib.util.find_spec("matplotlib") is None:
-        raise MissingExtraError("matplotlib", "plot")
-    if (out / STORE).is_file():
-        print(f"going on from what is stored in {out / STORE}", file=sys.stderr)
-    else:
-        refuse_existing(out)
 
 
 def _write(out: Path, found: Sweep) -> None:

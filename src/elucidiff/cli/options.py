@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
@@ -142,3 +143,18 @@ def chosen_sampler(
     if steps is not None:
         given.append(f"steps={steps}")
     return parse.apply_settings(parse.sampler(name, denoiser), [*given, *(settings or [])])
+
+
+def check_resumable(out: Path, store: str) -> None:
+    """Raise where a folder holds anything but earlier measurements, or no picture could be drawn at the end."""
+    import importlib.util
+
+    from ..errors import MissingExtraError
+    from ..files import refuse_existing
+
+    if importlib.util.find_spec("matplotlib") is None:
+        raise MissingExtraError("matplotlib", "plot")
+    if (out / store).is_file():
+        print(f"going on from what is stored in {out / store}", file=sys.stderr)
+    else:
+        refuse_existing(out)
