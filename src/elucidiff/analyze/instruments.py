@@ -91,7 +91,10 @@ def _scores(subject: Subject, data: Dataset, found: list[Recommendation]) -> Tab
             header = ["evaluations", "sampler", *(s.name for s in scores)]
             ideal = ", ".join(f"{s.name} {short(s.real)}" for s in scores)
             rows.append([str(run.nfe), name, *(short(s.value) for s in scores)])
-    note = f"{subject.num} samples against {len(reference)} of {subject.data_name}. Real data of that size: {ideal}."
+    note = (
+        f"{subject.num} samples against {len(reference)} of {subject.data_name}. Real data of that size: {ideal}. One "
+        "set of seeds, the same in all rows: rows compare with each other; `compare` gives the spread over sets of seeds."
+    )
     return Table("Scores of the recommended samplers", header, rows, note, words=("sampler",))
 
 
