@@ -93,7 +93,7 @@ def _scores(subject: Subject, data: Dataset, found: list[Recommendation]) -> Tab
             rows.append([str(run.nfe), name, *(short(s.value) for s in scores)])
     note = (
         f"{subject.num} samples against {len(reference)} of {subject.data_name}. Real data of that size: {ideal}. One "
-        "set of seeds, the same in all rows: rows compare with each other; `compare` gives the spread over sets of seeds."
+        "set of seeds, the same in all rows, so rows compare; `compare` gives the spread over sets of seeds."
     )
     return Table("Scores of the recommended samplers", header, rows, note, words=("sampler",))
 
