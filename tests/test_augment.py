@@ -490,7 +490,7 @@ def test_training_shows_the_network_transformed_data_and_their_labels(tmp_path, 
         seen.update(y=y, **conditions)
         return model(y, sigma, **conditions).square().sum((1, 2, 3))
 
-    monkeypatch.setattr("elucidiff.training.loop.loss_at", spy)
+    monkeypatch.setattr("elucidiff.training.trainer.loss_at", spy)
     trainer.train_step()
     trainer.train_step()
     clean, labels = digits().batch(Order(200, 0).at(16, 16))
@@ -501,22 +501,22 @@ def test_training_shows_the_network_transformed_data_and_their_labels(tmp_path, 
 
 def test_training_has_the_same_bits_each_time_and_when_it_goes_on_from_the_middle(tmp_path):
     data, first = digits(), Trainer.start(config(tmp_path / "run"), digits())
-    losses = [first.train_step() for _ in range(3)]
+    losses = [first.train_step().loss for _ in range(3)]
     middle, state = weights(first), first.optimizer.state_dict()
     state = {"param_groups": state["param_groups"], "state": {
         k: {n: v.clone() for n, v in s.items()} for k, s in state["state"].items()}}  # fmt: skip
-    losses += [first.train_step() for _ in range(3)]
+    losses += [first.train_step().loss for _ in range(3)]
     resumed = Trainer.start(config(tmp_path / "run"), data)
     resumed.model.network.load_state_dict(middle)
     resumed.optimizer.load_state_dict(state)
     resumed = dataclasses.replace(resumed, step=3)
-    assert [resumed.train_step() for _ in range(3)] == losses[3:]
+    assert [resumed.train_step().loss for _ in range(3)] == losses[3:]
     again = Trainer.start(config(tmp_path / "run"), data)
-    assert [again.train_step() for _ in range(6)] == losses
+    assert [again.train_step().loss for _ in range(6)] == losses
     for other in (resumed, again):
         assert all(torch.equal(v, weights(first)[k]) for k, v in weights(other).items())
     another = Trainer.start(config(tmp_path / "run", seed=1), data)
-    assert another.train_step() != losses[0]
+    assert another.train_step().loss != losses[0]
 
 
 def test_a_run_without_augmentation_is_not_changed_by_the_option(tmp_path):
@@ -531,7 +531,7 @@ def test_a_run_without_augmentation_is_not_changed_by_the_option(tmp_path):
     assert torch.equal(weights(kept)["embedding.augment.weight"], before)
     other = {k: v for k, v in weights(never).items() if "augment" not in k}
     plain.model.network.load_state_dict(other)
-    assert plain.train_step() == pytest.approx(never.train_step(), rel=1e-6)
+    assert plain.train_step().loss == pytest.approx(never.train_step().loss, rel=1e-6)
 
 
 def test_a_trained_model_samples_without_augment_labels_as_with_zeros(tmp_path):

@@ -198,6 +198,27 @@ class MinSNR(Weighting, kind="min_snr"):
         return (sigma**-2).clamp(max=self.gamma)
 
 
+class Learned(Weighting, kind="learned"):
+    """lambda / exp(u(sigma)), u learned beside the network (EDM2 paper, Eq. 21): every level weighs equally.
+
+    The value is lambda = 1/c_out^2 alone; training adds u (`with_uncertainty`), whose best value is
+    ln(lambda E(D - y)^2), the logarithm of the loss per entry. channels: the Fourier features of ln(sigma)/4 whose
+    linear map u is; a network that has a head for u of its own uses that.
+    """
+
+    formula: ClassVar[str] = "(σ² + σ_data²)/(σ σ_data)² / exp(u(σ)), + u(σ)"
+    references: ClassVar[tuple[str, ...]] = ("edm2",)
+    sigma_data: float = 0.5
+    channels: int = 128
+
+    def validate(self) -> None:
+        require(0 < self.sigma_data < math.inf, f"sigma_data: got {self.sigma_data}; expected a number above 0")
+        require(self.channels >= 2, f"Learned.channels: got {self.channels}; expected at least 2 features")
+
+    def __call__(self, sigma: Tensor) -> Tensor:
+        return (sigma**2 + self.sigma_data**2) / (sigma * self.sigma_data) ** 2
+
+
 class Objective(Value):
     """What training minimises: p(sigma) and lambda(sigma)."""
 
@@ -237,3 +258,11 @@ def loss_at(
     D = denoiser(y + like(sigma.to(y.dtype), y) * n, sigma, **conditions)
     squared = ((D - y) ** 2).reshape(len(y), -1).sum(1)
     return weighting(sigma).to(squared.device, squared.dtype) * squared
+
+
+def with_uncertainty(losses: Tensor, u: Tensor, entries: int) -> Tensor:
+    """The sum of loss / exp(u) + u over the entries of a sample: losses (B,) of `loss_at`, u(sigma) (B,) -> (B,).
+
+    EDM2 paper, Eq. 21, for each entry: both terms are sums, as our losses are.
+    """
+    return losses * (-u).exp() + entries * u

@@ -105,17 +105,18 @@ class Stream:
     INIT = 6  # initial weights
     SPLIT = 7  # held-out part of a data set
     AUGMENT = 8  # augmentation of a sample
+    STRATUM = 9  # which part of the noise distribution a sample of the batch gets
     PROBE = 20  # probe of a Jacobian's trace, by number and row
     DEQUANTISE = 21  # uniform noise within the levels of discrete data
 
 
 @contextmanager
-def torch_seeded(seed: int, stream: int, step: int = 0) -> Iterator[None]:
-    """Within the block torch's own generators are a function of (seed, stream, step); restored afterwards.
+def torch_seeded(seed: int, stream: int, step: int = 0, index: int = 0) -> Iterator[None]:
+    """Within the block torch's own generators are a function of (seed, stream, step, index); restored afterwards.
 
     For what torch draws by itself: initial weights and dropout masks.
     """
-    value = int(keyed(seed, stream, step).integers(2**63 - 1))
+    value = int(keyed(seed, stream, step, index).integers(2**63 - 1))
     devices = list(range(torch.cuda.device_count())) if torch.cuda.is_available() else []
     with torch.random.fork_rng(devices):
         torch.manual_seed(value)

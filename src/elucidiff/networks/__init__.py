@@ -5,7 +5,7 @@ from __future__ import annotations
 from .adm import ADM
 from .ddpmpp import DDPMPP
 from .dit import DiT, Transformer
-from .edm2 import EDM2, EDM2UNet
+from .edm2 import EDM2, EDM2UNet, Uncertainty
 from .from_diffusers import Diffusers, DiffusersModule
 from .k_diffusion import KDiffusionUNet, KDiffusionV1
 from .magnitude import normalize_weights
@@ -34,6 +34,7 @@ __all__ = [
     "Perceptron",
     "Transformer",
     "UNet",
+    "Uncertainty",
     "for_shape",
     "from_arguments",
     "from_published",

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 from .config import TrainConfig
 from .ema import EMA, Averaging, HalfLife, Power, ema_beta
-from .loop import Trainer, TrainingError, train
+from .loop import train
+from .trainer import Step, Trainer, TrainingError
 
 if TYPE_CHECKING:
     from .posthoc import reconstruct
@@ -21,6 +22,7 @@ __all__ = [
     "Averaging",
     "HalfLife",
     "Power",
+    "Step",
     "Sweep",
     "TrainConfig",
     "Trainer",

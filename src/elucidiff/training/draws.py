@@ -5,12 +5,13 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from ..augment import Augment
 from ..data import Dataset
 from ..objective import NoiseDistribution
-from ..seeds import Stream, keyed_normal, keyed_uniform, permutation
+from ..seeds import Stream, keyed, keyed_normal, keyed_uniform, permutation
 
 
 class Draws(NamedTuple):
@@ -53,13 +54,22 @@ def draw(
     *,
     label_dropout: float = 0.0,
     augment: Augment | None = None,
+    stratified: bool = False,
 ) -> Draws:
-    """The batch of a step. Sample j of the step depends on (order.seed, step, j) alone."""
+    """The batch of a step. Sample j of the step depends on (order.seed, step, j) alone.
+
+    stratified: the noise distribution is cut into as many equal parts as the batch has samples, and each sample gets
+    one of them: the levels of a batch lie evenly, and the estimate of the loss spreads less. They then depend on
+    the size of the batch too.
+    """
     seed, rows = order.seed, range(batch)
     y, labels = data.batch(order.at(step * batch, batch))
     if labels is not None and label_dropout > 0:
         kept = keyed_uniform(seed, Stream.LABEL, step, rows) >= label_dropout
         labels = labels * kept[:, None]
-    sigma = noise.quantile(keyed_uniform(seed, Stream.LEVEL, step, rows))
+    u = keyed_uniform(seed, Stream.LEVEL, step, rows)
+    if stratified:
+        u = (torch.from_numpy(keyed(seed, Stream.STRATUM, step).permutation(batch)) + u) / batch
+    sigma = noise.quantile(u)
     n = keyed_normal(seed, Stream.NOISE, step, rows, y.shape[1:])
     return Draws(y, labels, sigma, n, augment.draw(seed, step, rows) if augment else None)

@@ -1,0 +1,260 @@
+"""The live state of a training run, and one step of it: Eq. 8, Adam, the averages of weights."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+
+from ..component import require
+from ..data import Dataset, check_sigma_data
+from ..denoiser import Preconditioned
+from ..design import Design
+from ..models import load
+from ..networks import Network, Uncertainty, for_shape, normalize_weights
+from ..objective import Learned, loss_at, with_uncertainty
+from ..seeds import Stream, torch_seeded
+from .config import TrainConfig
+from .draws import Draws, Order, draw
+from .ema import EMA, Averaging
+from .numerics import gradient_norm, laid_out, lay_out, network_precision, scaler_of
+
+
+class TrainingError(RuntimeError):
+    """Training cannot go on; the message says at which step and why. Snapshots written before are intact."""
+
+
+@dataclass(frozen=True, eq=False)
+class Step:
+    """What a step saw. losses: lambda ||D - y||^2 of its samples (B,), at levels sigma (B,) float64, on the CPU.
+
+    images: seen after it. loss: the mean of what was minimised. grad_norm: of all gradients, before clipping.
+    """
+
+    images: int
+    loss: float
+    sigma: Tensor
+    losses: Tensor
+    grad_norm: float
+    lr: float
+
+
+@dataclass
+class Trainer:
+    """The live state of a run: the model in training, its averages, the optimiser, the step.
+
+    uncertainty: u(c_noise) of a learned weighting, trained beside the model and needed by nothing afterwards.
+    """
+
+    config: TrainConfig
+    design: Design
+    dataset: Dataset
+    model: Preconditioned
+    averages: list[tuple[Averaging, EMA]]
+    optimizer: torch.optim.Optimizer
+    order: Order
+    scaler: torch.amp.GradScaler
+    uncertainty: nn.Module | None = None
+    step: int = 0
+    parameters: list[nn.Parameter] = field(default_factory=list)
+
+    @classmethod
+    def start(cls, config: TrainConfig, dataset: Dataset) -> Trainer:
+        """A new run: sigma_data measured, network chosen and initialised from the seed, or both those of `init`."""
+        with torch_seeded(config.seed, Stream.INIT):
+            design, model = _initialised(config, dataset) if config.init else _new(config, dataset)
+            uncertainty = _uncertainty(design, model.network)
+        model.to(config.device).train()
+        lay_out(model, config.channels_last)
+        averages = [(averaging, EMA(model)) for averaging in config.averages]
+        parameters = list(model.parameters())
+        if uncertainty is not None and uncertainty is not getattr(model.network, "uncertainty", None):
+            parameters += uncertainty.to(config.device).parameters()
+        if config.compile:
+            model.network.compile()  # after the averages were made: they run eagerly
+        betas = (config.beta1, config.beta2)
+        optimizer = torch.optim.Adam(parameters, lr=config.lr, betas=betas, eps=config.adam_eps, foreach=True)
+        scaler = scaler_of(config.precision, config.device)
+        order = Order(len(dataset), config.seed)
+        return cls(config, design, dataset, model, averages, optimizer, order, scaler, uncertainty, 0, parameters)
+
+    @property
+    def ema(self) -> EMA:
+        """The first average, the model of a snapshot."""
+        return self.averages[0][1]
+
+    @property
+    def images_seen(self) -> int:
+        """How many images training has used so far, repeats included."""
+        return self.step * self.config.batch
+
+    def train_step(self) -> Step:
+        """One step of Adam on one batch. Raises TrainingError when a loss is not finite.
+
+        The batch is worked through in `accumulate` parts, whose gradients are summed: memory falls, and the step is the
+        same but for rounding, and for the masks of dropout, which each part draws for itself.
+        """
+        config = self.config
+        normalize_weights(self.model.network)  # of magnitude-preserving networks; the forward pass never changes them
+        drawn = draw(
+            self.dataset,
+            self.order,
+            self.design.objective.noise,
+            self.step,
+            config.batch,
+            label_dropout=config.label_dropout,
+            augment=config.augment,
+            stratified=config.stratified,
+        )
+        self.optimizer.zero_grad(set_to_none=True)
+        minimised, losses = [], []
+        for i, part in enumerate(_parts(drawn, config.accumulate)):
+            with torch_seeded(config.seed, Stream.NETWORK, self.step, i):  # dropout
+                loss, plain = self._losses(part)
+                self._check_finite(loss, part.sigma)
+                self.scaler.scale(loss.sum() / config.batch).backward()
+            minimised.append(loss.detach())
+            losses.append(plain.detach())
+        norm = self._update()
+        self.step += 1
+        lr = config.lr_at(self.images_seen)
+        mean = torch.cat(minimised).mean().item()
+        return Step(self.images_seen, mean, drawn.sigma, torch.cat(losses).cpu(), norm.item(), lr)
+
+    def _losses(self, drawn: Draws) -> tuple[Tensor, Tensor]:
+        """What is minimised and lambda ||D - y||^2, each (B,); without a learned uncertainty they are one."""
+        config = self.config
+        conditions = {"labels": drawn.labels} if self.model.label_dim and drawn.labels is not None else {}
+        y, n = drawn.y.to(config.device), drawn.n.to(config.device)
+        if config.augment is not None:
+            y, conditions["augment_labels"] = config.augment(y, parameters=drawn.augment)
+        y = laid_out(y, config.channels_last)
+        with network_precision(config.precision, config.device):
+            plain = loss_at(self.model, y, drawn.sigma, n, self.design.objective.weighting, **conditions)
+        if self.uncertainty is None:
+            return plain, plain
+        u = self.uncertainty((drawn.sigma.log() / 4).to(config.device))
+        return with_uncertainty(plain, u, y[0].numel()), plain
+
+    def _update(self) -> Tensor:
+        """Clip, step, average; the norm of the gradients."""
+        config, images = self.config, self.images_seen + self.config.batch
+        self.scaler.unscale_(self.optimizer)
+        norm = gradient_norm(self.parameters, config.clip)
+        for group in self.optimizer.param_groups:
+            group["lr"] = config.lr_at(images)
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+        for averaging, ema in self.averages:
+            ema.update(averaging.beta(config.batch, images))
+        return norm
+
+    def _check_finite(self, loss: Tensor, sigma: Tensor) -> None:
+        if torch.isfinite(loss).all():
+            return
+        bad = int((~torch.isfinite(loss)).nonzero()[0])
+        raise TrainingError(
+            f"step {self.step}: the loss is {loss[bad].item()} at sigma = {sigma[bad].item():.4g}; lower lr"
+        )
+
+    def info(self, seconds: float, averaging: Averaging | None = None) -> dict[str, Any]:
+        """What model.json records about training and data; of the average only where `ema` asked for it."""
+        average = {"ema": averaging.to_dict()} if self.config.ema and averaging else {}
+        data = self.dataset
+        return {
+            "data": {
+                "name": data.name,
+                "images": len(data),
+                "range": [-1, 1] if data.is_image else None,
+                "sigma_data": data.sigma_data(),
+                "classes": data.classes,
+                "fingerprint": data.fingerprint(),
+                "heldout": self.config.heldout,
+            },
+            "training": {
+                "images_seen": self.images_seen,
+                "seconds": round(seconds, 1),
+                "config": self.config.to_dict(),
+                **average,
+            },
+        }
+
+
+def _new(config: TrainConfig, dataset: Dataset) -> tuple[Design, Preconditioned]:
+    sigma_data = config.sigma_data or dataset.sigma_data()
+    check_sigma_data(sigma_data, dataset.sigma_data())
+    design = config.design.with_sigma_data(sigma_data)
+    return design, Preconditioned(
+        _network(config, dataset.shape),
+        design.preconditioning,
+        shape=dataset.shape,
+        label_dim=dataset.label_dim if config.conditional else 0,
+    )
+
+
+def _initialised(config: TrainConfig, dataset: Dataset) -> tuple[Design, Preconditioned]:
+    """The model of `init` as it is, and the design with its preconditioning. Raises ValueError if it does not fit."""
+    model = load(str(config.init))
+    require(
+        isinstance(model, Preconditioned) and model.network_config is not None,
+        f"init: {config.init} is no network that can be trained on; expected a model of ours or an imported one",
+    )
+    model = cast("Preconditioned", model)
+    labels = dataset.label_dim if config.conditional else 0
+    require(
+        model.shape == dataset.shape and model.label_dim in (0, labels),
+        f"init: the model has shape {model.shape} and {model.label_dim} classes; "
+        f"expected those of the data, {dataset.shape} and {labels}",
+    )
+    for name in ("network", "sigma_data"):
+        require(getattr(config, name) is None, f"{name}: got one, but init={config.init} has its own; leave it out")
+    if config.augment is not None:
+        own = cast("Network", model.network_config).augment_dim
+        require(
+            own == config.augment.label_dim,
+            f"augment: has {config.augment.label_dim} label entries, the network of {config.init} takes {own}",
+        )
+    design = config.design.replace(preconditioning=model.preconditioning)
+    sigma_data = design.sigma_data
+    return design.with_sigma_data(sigma_data) if sigma_data else design, model
+
+
+def _network(config: TrainConfig, shape: tuple[int, ...]) -> Network:
+    """The network to train, told of the augmentation. Raises ValueError where data, augmentation and it do not fit."""
+    network = config.network or for_shape(shape)
+    if config.augment is None:
+        return network
+    config.augment.check(shape)
+    label_dim = config.augment.label_dim
+    require(
+        network.augment_dim in (0, label_dim),
+        f"network.augment_dim: got {network.augment_dim}, but the augmentation has {label_dim} label entries; "
+        "leave it out, or use augment=edm, which has the published 9",
+    )
+    return network.replace(augment_dim=label_dim)
+
+
+def _uncertainty(design: Design, network: nn.Module) -> nn.Module | None:
+    """The network's own head for u(sigma), or a new one; None unless the weighting is learned."""
+    weighting = design.objective.weighting
+    if not isinstance(weighting, Learned):
+        return None
+    own = getattr(network, "uncertainty", None)
+    return own if own is not None else Uncertainty(weighting.channels)
+
+
+def _parts(drawn: Draws, count: int) -> Iterator[Draws]:
+    """The batch in `count` parts of nearly equal size, in order."""
+
+    def split(value: Any) -> list[Any]:
+        if value is None:
+            return [None] * count
+        if isinstance(value, dict):
+            return [dict(zip(value, row, strict=True)) for row in zip(*map(split, value.values()), strict=True)]
+        return list(value.tensor_split(count))
+
+    for row in zip(*map(split, drawn), strict=True):
+        yield Draws(*row)
