@@ -541,3 +541,18 @@ def test_calls_that_do_not_fit_the_mlp():
         module(torch.zeros(4, 6), c)
     with pytest.raises(ValueError, match="this network takes none; leave labels out"):
         module(torch.zeros(4, 2, 3), c, torch.zeros(4, 10))
+
+
+def test_a_patched_network_is_the_inner_one_between_fold_and_unfold():
+    config = ed.networks.DDPMPP(channels=8, multipliers=(1,), blocks=1, attention=(), patch=2)
+    module = config.build((3, 8, 12), 0).double()
+    for p in module.parameters():
+        torch.nn.init.normal_(p, std=0.1, generator=torch.Generator().manual_seed(p.numel()))
+    x = torch.randn(2, 3, 8, 12, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    # Channel c p^2 + i p + j of the folded image is pixel (i, j) of each square of channel c.
+    folded = torch.stack([x[:, c, i::2, j::2] for c in range(3) for i in range(2) for j in range(2)], dim=1)
+    F, inner = module(x, torch.tensor(0.3)), module.inner(folded, torch.tensor(0.3))
+    assert F.shape == x.shape and inner.abs().max() > 0.01
+    assert torch.equal(F[:, 1, 1::2, 0::2], inner[:, 1 * 4 + 1 * 2 + 0])
+    with pytest.raises(ValueError, match=r"patch: got 2 for samples of shape \(3, 7, 8\)"):
+        config.build((3, 7, 8), 0)
