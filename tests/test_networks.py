@@ -544,7 +544,7 @@ def test_calls_that_do_not_fit_the_mlp():
 
 
 def test_a_patched_network_is_the_inner_one_between_fold_and_unfold():
-    config = ed.networks.DDPMPP(channels=8, multipliers=(1,), blocks=1, attention=(), patch=2)
+    config = DDPMPP(channels=8, multipliers=(1,), blocks=1, attention=(), patch=2)
     module = config.build((3, 8, 12), 0).double()
     for p in module.parameters():
         torch.nn.init.normal_(p, std=0.1, generator=torch.Generator().manual_seed(p.numel()))
