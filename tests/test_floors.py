@@ -10,7 +10,7 @@ FILES = sorted(SOURCE.rglob("*.py"))
 FLOORS = {
     1: "errors component tensors seeds brownian files progress citations foreign hub _version",
     2: "formulation networks data augment metrics",
-    3: "timesteps preconditioning",
+    3: "timesteps preconditioning conditioning",
     4: "denoiser",
     4.5: "objective",
     5: "solvers guidance posterior",

@@ -13,6 +13,7 @@ from elucidiff import solvers as so
 from elucidiff import timesteps as ts
 from elucidiff.citations import BIBTEX
 from elucidiff.networks import MLP
+from elucidiff.solvers.adaptive import dormand_prince
 from elucidiff.solvers.run import Run
 
 F64 = torch.float64
@@ -522,9 +523,20 @@ def closed_form(high, low):
     return MEAN + (high * LATENTS - MEAN) * gain
 
 
-FIXED = ed.Sampler(
-    solver=so.RK45(rtol=1e9), sigma_min=LOW, sigma_max=HIGH, to_zero=False
-)  # a step of the grid is one step
+class Pair(so.Solver):
+    """The pair that rk45 steps with, from level to level of the grid, whatever its error."""
+
+    memory = 1
+
+    def step(self, run, x, t, t_next):
+        x = x / run.scale(t)
+        D = run.past[-1].kept["D"] if run.past else run.denoise_at(x, run.sigma(t))
+        trial = dormand_prince(run, x, run.sigma(t), run.sigma(t_next), D)
+        run.keep("D", trial.D)
+        return run.scale(t_next) * trial.x
+
+
+FIXED = ed.Sampler(solver=Pair(), sigma_min=LOW, sigma_max=HIGH, to_zero=False)
 
 
 def end_of_equal_steps(n, high, low):
@@ -536,7 +548,7 @@ def end_of_equal_steps(n, high, low):
 
 @pytest.mark.parametrize(("high", "low", "n"), [(2.0, 0.5, 12), (1.0, 0.5, 6)])
 def test_the_fixed_step_pair_has_order_5(high, low, n):
-    """Equal steps in sigma on the mixture, with a tolerance that nothing exceeds; the term in h extrapolated away."""
+    """Equal steps in sigma on the mixture; the term in h extrapolated away."""
     exact = end_of_equal_steps(400, high, low)
     a, b, c = ((end_of_equal_steps(k * n, high, low) - exact).norm().log2().item() for k in (1, 2, 4))
     assert 2 * (b - c) - (a - b) == pytest.approx(5, abs=0.1)
@@ -558,11 +570,9 @@ def test_the_embedded_method_has_order_4():
 
     class Look(so.Solver):
         def step(self, run, x, t, t_next):
-            from elucidiff.solvers.adaptive import dormand_prince
-
             for h in (0.2, 0.1, 0.05):
-                _, _, difference = dormand_prince(run, LATENTS, 1.0, 1.0 - h, GAUSSIAN(LATENTS, 1.0))
-                differences.append(difference.norm().log2().item())
+                trial = dormand_prince(run, LATENTS, 1.0, 1.0 - h, GAUSSIAN(LATENTS, 1.0))
+                differences.append(trial.difference.norm().log2().item())
             return x
 
     ed.sample(GAUSSIAN, ed.Sampler(solver=Look(), steps=1, sigma_max=1.0), latents=LATENTS)
@@ -601,7 +611,9 @@ def test_rk45_counts_records_and_reuses_the_last_slope():
     assert result.nfe == len(levels) and result.nfe % 6 == 1  # the first D, then six a trial; the step to 0 needs none
     assert len(result.trajectory.x) == 10
     for x, D, sigma in zip(result.trajectory.x, result.trajectory.denoised, result.sigmas, strict=False):
-        assert (GAUSSIAN(x, sigma) - D).abs().max() <= 1e-12  # D at the step's beginning, though it was not asked anew
+        asked = sigma.item() in levels  # where a step ended: D is its last answer; between, that of the slope
+        assert (GAUSSIAN(x, sigma) - D).abs().max() <= (1e-12 if asked else 3e-3 * (1 + x.abs().max()))
+    assert {80.0, result.sigmas[-2].item()} <= set(levels)
     assert min(levels) >= 0.002 and max(levels) == 80
 
 

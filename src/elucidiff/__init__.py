@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from . import (
         adapters,
         augment,
+        conditioning,
         data,
         denoiser,
         design,
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
         objective,
         posterior,
         preconditioning,
+        recipes,
         sampler,
         seeds,
         solvers,
@@ -101,6 +103,7 @@ __all__ = [
     "bits_per_dim",
     "citation",
     "compare_designs",
+    "conditioning",
     "data",
     "denoiser",
     "design",

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from .conditioning import Conditioning, checked_condition
 from .networks import Network
 from .preconditioning import Preconditioning
 from .tensors import as_float64, like
@@ -21,13 +22,16 @@ class Denoiser(nn.Module):
 
     Subclasses define `denoise`; `forward` checks sigma and makes D(x; 0) = x exact. Attributes:
     `shape` of one sample (None: any), `label_dim` (0: unconditional), `sigma_min` and `sigma_max`,
-    the levels it supports.
+    the levels it supports; `vector_labels`, whether labels are vectors of which none can be drawn as a class is;
+    `conditioning`, which image it is called with as `condition` (None: without).
     """
 
     shape: tuple[int, ...] | None = None
     label_dim: int = 0
     sigma_min: float = 0.0
     sigma_max: float = math.inf
+    vector_labels: bool = False
+    conditioning: Conditioning | None = None
 
     def forward(self, x: Tensor, sigma: Tensor | float, **conditions: Any) -> Tensor:
         """D, shaped as x (B, *). sigma is () or (B,), in units of the data.
@@ -88,7 +92,13 @@ class Preconditioned(Denoiser):
     `network` is a module called as network(x, c_noise, labels=None, ...) -> F, or a configuration
     (ed.networks.DDPMPP(...)) from which one is built: only the latter can be saved. It runs in its own
     dtype; coefficients are computed in float64; D is float32 or wider. `labels` are class indices (B,)
-    or vectors (B, label_dim); other conditions go to the network by name.
+    or vectors (B, label_dim), with `vector_labels` only these; other conditions go to the network by name.
+
+    With a `conditioning` D is called with `condition`, an image c (B, K, *size) as the network sees it, or in any form
+    that `conditioning.prepare` takes. The network is built for C + K channels and fed cat([c_in x, c]); of its output
+    the first C channels are F, the last K are dropped. So every network can be conditioned as it is, for the weights
+    and the time of K channels more in its first and last layer (lowres on DDPMPP's default for 8x8 digits: 0.1 % more
+    weights).
     """
 
     def __init__(
@@ -98,14 +108,19 @@ class Preconditioned(Denoiser):
         *,
         shape: Sequence[int],
         label_dim: int = 0,
+        vector_labels: bool = False,
+        conditioning: Conditioning | None = None,
     ) -> None:
         super().__init__()
         self.network_config = network if isinstance(network, Network) else None
-        self.network = network.build(tuple(shape), label_dim) if isinstance(network, Network) else network
+        seen = _shape_seen(tuple(shape), conditioning)
+        self.network = network.build(seen, label_dim) if isinstance(network, Network) else network
         self.info: dict[str, Any] = {}  # what model.json says about training and data
         self.preconditioning = preconditioning
         self.shape = tuple(shape)
         self.label_dim = label_dim
+        self.vector_labels = vector_labels
+        self.conditioning = conditioning
         self.sigma_min, self.sigma_max = preconditioning.sigma_min, preconditioning.sigma_max
 
     def denoise(
@@ -114,6 +129,7 @@ class Preconditioned(Denoiser):
         sigma: Tensor,
         labels: Tensor | None = None,
         augment_labels: Tensor | None = None,
+        condition: Tensor | None = None,
         **conditions: Any,
     ) -> Tensor:
         dtype = next((p.dtype for p in self.network.parameters()), torch.float32)
@@ -124,8 +140,16 @@ class Preconditioned(Denoiser):
             extra["labels"] = one_hot(labels, self.label_dim, len(x)).to(x.device, dtype)
         elif labels is not None:
             raise ValueError("labels: got some for a model without classes; leave them out")
-        F = self.network((c_in * x).to(dtype), c_noise, **extra, **conditions)
+        seen = self._with_condition((c_in * x).to(dtype), condition)
+        F = self.network(seen, c_noise, **extra, **conditions)
+        if self.conditioning is not None:
+            F = F[:, : x.shape[1]]
         return c_skip * x + c_out * F.to(x.dtype)
+
+    def _with_condition(self, x: Tensor, given: Tensor | None) -> Tensor:
+        """What the network is fed: x, and the condition as further channels. Raises ValueError where one is not due."""
+        c = checked_condition(self.conditioning, given, tuple(x.shape[1:]), len(x))
+        return x if c is None else torch.cat([x, c.to(x)], 1)
 
     def _coefficients(self, sigma: Tensor, x: Tensor) -> tuple[Any, Any, Any, Tensor]:
         if sigma.ndim == 0:
@@ -141,6 +165,11 @@ class Preconditioned(Denoiser):
     def decode(self, x: Tensor) -> Tensor:
         has_decoder = getattr(self.network, "autoencoder", None) is not None
         return self.network.decode(x) if has_decoder else x  # type: ignore[operator]
+
+
+def _shape_seen(shape: tuple[int, ...], conditioning: Conditioning | None) -> tuple[int, ...]:
+    """What the network is built for: (C + K, *size)."""
+    return shape if conditioning is None else (shape[0] + conditioning.channels(shape), *shape[1:])
 
 
 @functools.lru_cache(maxsize=4096)
@@ -293,12 +322,13 @@ class GaussianMixtureDenoiser(Denoiser):
 
 
 class Wrapper(Denoiser):
-    """A denoiser made of another one: shape, classes, levels, rounding, finish and decode are that one's."""
+    """A denoiser made of another one: shape, labels, condition, levels, rounding, finish, decode are that one's."""
 
     def __init__(self, denoiser: Denoiser | Callable[..., Tensor]) -> None:
         super().__init__()
         self.denoiser = denoiser = as_denoiser(denoiser)
         self.shape, self.label_dim = denoiser.shape, denoiser.label_dim
+        self.vector_labels, self.conditioning = denoiser.vector_labels, denoiser.conditioning
         self.sigma_min, self.sigma_max = denoiser.sigma_min, denoiser.sigma_max
 
     def round_sigma(self, sigma: Tensor) -> Tensor:

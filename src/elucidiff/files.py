@@ -35,6 +35,29 @@ def write_atomically(path: Path, content: bytes) -> None:
 
 
 @contextmanager
+def file_written_atomically(path: Path) -> Iterator[Path]:
+    """Fill a new file under a temporary, hidden name beside `path`; it takes its name when complete.
+
+    Raises FileExistsError when `path` is taken, by then too: nothing is overwritten.
+    """
+    _refuse_taken(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    os.close(handle)
+    temporary = Path(name)
+    try:
+        yield temporary
+        os.chmod(temporary, 0o644)
+        _fsync_file(temporary)
+        _refuse_taken(path)
+        os.replace(temporary, path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+    _fsync_folder(path.parent)
+
+
+@contextmanager
 def folder_written_atomically(path: Path) -> Iterator[Path]:
     """Fill a new folder under a temporary name beside `path`; it takes its name when complete.
 
@@ -65,6 +88,12 @@ def refuse_existing(path: Path) -> None:
     """Raise FileExistsError when `path` is a file or a folder with something in it."""
     if path.exists() and not (path.is_dir() and not any(path.iterdir())):
         raise FileExistsError(f"{path} exists and would be overwritten; name another place or remove it")
+
+
+def _refuse_taken(path: Path) -> None:
+    if path.is_dir():
+        raise FileExistsError(f"{path} is a folder; a file of that name is to be written: name another place")
+    refuse_existing(path)
 
 
 def check_manifest(folder: Path, aside: Sequence[str] = ()) -> None:

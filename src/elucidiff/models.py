@@ -14,6 +14,7 @@ from safetensors.torch import load_file, save_file
 
 from . import adapters, data, hub
 from ._version import __version__
+from .conditioning import Conditioning
 from .denoiser import Denoiser, EmpiricalDenoiser, Preconditioned
 from .design import Design
 from .errors import FormatError
@@ -50,6 +51,7 @@ def save(
         "preconditioning": denoiser.preconditioning.to_dict(),
         "shape": list(denoiser.shape or ()),
         "label_dim": denoiser.label_dim,
+        **_asked_of_callers(denoiser),
         **_own_levels(denoiser),
         "info": info,
         "versions": {"elucidiff": __version__, "torch": torch.__version__, "python": platform.python_version()},
@@ -117,6 +119,8 @@ def _load_model(folder: Path) -> Preconditioned:
             Preconditioning.from_dict(description["preconditioning"]),
             shape=[int(n) for n in description["shape"]],
             label_dim=int(description["label_dim"]),
+            vector_labels=bool(description.get("vector_labels", False)),
+            conditioning=Conditioning.from_dict(stored) if (stored := description.get("conditioning")) else None,
         )
         denoiser.network.load_state_dict(load_file(folder / WEIGHTS))
         low, high = description.get("sigma_range", (denoiser.sigma_min, denoiser.sigma_max))
@@ -125,6 +129,12 @@ def _load_model(folder: Path) -> Preconditioned:
     except (KeyError, TypeError, ValueError, RuntimeError, OSError, SafetensorError) as error:
         raise FormatError(f"{folder}: cannot be read as a model: {error}") from error
     return denoiser.eval().requires_grad_(False)
+
+
+def _asked_of_callers(denoiser: Preconditioned) -> dict[str, Any]:
+    """What model.json says only of models that are called with vectors as labels or with a condition."""
+    vectors = {"vector_labels": True} if denoiser.vector_labels else {}
+    return vectors | ({} if denoiser.conditioning is None else {"conditioning": denoiser.conditioning.to_dict()})
 
 
 def _own_levels(denoiser: Preconditioned) -> dict[str, Any]:

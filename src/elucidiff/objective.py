@@ -234,11 +234,13 @@ def loss(
     labels: Tensor | None = None,
     augment: Augment | None = None,
     generator: torch.Generator | None = None,
+    condition: Tensor | None = None,
 ) -> Tensor:
     """lambda(sigma) ||D(y + sigma n; sigma) - y||^2, summed over each sample, (B,) (EDM paper, Eq. 8).
 
     y is (B, *) clean data; `augment(y, generator)` returns the transformed data and their augment
-    labels. Draws come from `generator` (a CPU generator; a freshly seeded one when None).
+    labels. Draws come from `generator` (a CPU generator; a freshly seeded one when None). `condition`, for a model with
+    a `conditioning`: where it is left out, it is made from y.
     """
     if generator is None:
         generator = torch.Generator()
@@ -246,6 +248,9 @@ def loss(
     conditions: dict[str, Tensor] = {} if labels is None else {"labels": labels}
     if augment is not None:
         y, conditions["augment_labels"] = augment(y, generator)
+    conditioning = getattr(denoiser, "conditioning", None)  # a denoiser may be any function
+    if condition is not None or conditioning is not None:
+        conditions["condition"] = conditioning.of(y) if condition is None else condition  # type: ignore[union-attr]
     sigma = objective.noise.sample(len(y), generator)
     n = torch.randn(y.shape, generator=generator, dtype=y.dtype).to(y.device)
     return loss_at(denoiser, y, sigma, n, objective.weighting, **conditions)

@@ -86,7 +86,7 @@ def _front(denoiser: Denoiser, license: str) -> str:
     else:
         lines += ["license: other", f"license_name: {json.dumps(license)}"]
     shape = denoiser.shape or ()
-    if len(shape) == 3 and shape[0] in (1, 3) and not denoiser.label_dim:
+    if len(shape) == 3 and shape[0] in (1, 3) and not denoiser.label_dim and not denoiser.conditioning:
         lines.append("pipeline_tag: unconditional-image-generation")
     return "\n".join(["---", *lines, "tags:", *(f"- {tag}" for tag in ("diffusion", "edm", "elucidiff")), "---"])
 
@@ -94,9 +94,14 @@ def _front(denoiser: Denoiser, license: str) -> str:
 def _facts(denoiser: Denoiser, info: Mapping[str, Any]) -> str:
     data = info.get("data") or {}
     lines = [f"- samples of shape {tuple(denoiser.shape or ())}"]
-    if denoiser.label_dim:
+    if denoiser.vector_labels:
+        lines.append(f"- labels are vectors of {denoiser.label_dim} numbers")
+    elif denoiser.label_dim:
         named = ", ".join(str(c) for c in data.get("classes") or [])
         lines.append(f"- {denoiser.label_dim} classes" + (f": {named}" if named else ""))
+    if denoiser.conditioning is not None:
+        accepted = denoiser.conditioning.accepted(denoiser.shape or ())
+        lines.append(f"- conditioned by `{denoiser.conditioning}`: `condition` is {accepted}")
     lines.append(f"- noise levels from {denoiser.sigma_min:.4g} to {denoiser.sigma_max:.4g}")
     if isinstance(denoiser, Preconditioned):
         kind = denoiser.network_config.kind if denoiser.network_config is not None else type(denoiser.network).__name__
@@ -110,8 +115,11 @@ def _facts(denoiser: Denoiser, info: Mapping[str, Any]) -> str:
 
 def _use(denoiser: Denoiser, name: str) -> str:
     extra = "hub,diffusers" if _is_from_diffusers(denoiser) else "hub"
+    asked = ", labels=labels" if denoiser.vector_labels else ""
+    asked += "" if denoiser.conditioning is None else ", condition=condition"
     code = (
-        f'import elucidiff as ed\n\ndenoiser = ed.load("{name}")\nresult = ed.sample(denoiser, ed.EDM, seeds=range(16))'
+        f'import elucidiff as ed\n\ndenoiser = ed.load("{name}")\n'
+        f"result = ed.sample(denoiser, ed.EDM, seeds=range(16){asked})"
     )
     return f"## Use\n\n```sh\npip install 'elucidiff[{extra}]'\n```\n\n```python\nimport elucidiff as ed\n\n{code}\n```"
 

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from .component import require
+from .conditioning import checked_condition
 from .denoiser import Denoiser, one_hot
 from .seeds import Seeds, check_seeds
 from .solvers import Run
@@ -36,7 +37,7 @@ class Request:
     ) -> None:
         require(seeds is not None or latents is not None, "give seeds= (one integer a sample) or latents=")
         self.seeds = None if seeds is None else check_seeds(seeds)
-        self.latents, self.conditions, self.label_dim = latents, conditions, denoiser.label_dim
+        self.latents, self.label_dim, self.vector_labels = latents, denoiser.label_dim, denoiser.vector_labels
         self.n = len(latents) if latents is not None else len(self.seeds or ())
         require(self.n >= 1, "seeds: got none; expected at least one")
         require(
@@ -52,6 +53,7 @@ class Request:
             require(own == denoiser.shape, f"latents: got samples of shape {own}; the denoiser has {denoiser.shape}")
         self.device = next((t.device for t in (*denoiser.parameters(), *denoiser.buffers())), torch.device("cpu"))
         self.labels = self._checked_labels(labels)
+        self.conditions = self._checked_conditions(conditions, denoiser)
 
     def _checked_labels(self, labels: Tensor | Sequence[int] | int | None) -> Tensor | None:
         if labels is None:
@@ -59,7 +61,24 @@ class Request:
         require(self.label_dim > 0, "labels: got some for a model without classes; leave them out")
         if isinstance(labels, (int, Integral)):
             labels = torch.full((self.n,), int(labels))
+        labels = torch.as_tensor(labels)
+        if labels.is_floating_point() and labels.shape == (self.label_dim,):
+            labels = labels.expand(self.n, -1)  # one vector for all
+        require(
+            labels.ndim == 2 or not self.vector_labels,
+            f"labels: got {labels.dtype} {tuple(labels.shape)}; this model's labels are vectors: expected "
+            f"({self.n}, {self.label_dim}), or one of {self.label_dim} floating numbers for all",
+        )
+        require(bool(labels.isfinite().all()), "labels: got NaN or infinity; expected finite numbers")
         return one_hot(labels, self.label_dim, self.n)
+
+    def _checked_conditions(self, conditions: dict[str, Any], denoiser: Denoiser) -> dict[str, Any]:
+        """The conditions, the image that is concatenated to x as the network sees it, one a sample."""
+        if denoiser.conditioning is None:
+            return conditions
+        c = checked_condition(denoiser.conditioning, conditions.get("condition"), self.shape, self.n)
+        require(c is not None and bool(c.isfinite().all()), "condition: got NaN or infinity; expected finite numbers")
+        return conditions | {"condition": None if c is None else c.to(self.device)}
 
     def parts(self, size: int | None) -> Iterator[slice]:
         """The request in batches of a size; all at once for None."""
@@ -102,6 +121,11 @@ class Request:
         drawn = noise.integers(self.label_dim) if noise else None
         if self.labels is not None:
             return self.labels[part]
+        if self.vector_labels:
+            raise ValueError(
+                f"labels= is needed: this model's labels are vectors, of which none can be drawn; expected "
+                f"({self.n}, {self.label_dim})"
+            )
         if drawn is None:
             raise ValueError("labels= is needed: the model has classes, and without seeds= none can be drawn")
         return one_hot(drawn, self.label_dim, len(drawn))

@@ -111,7 +111,7 @@ def sample(
         latents: unit-variance noise (B, *) to start from instead. Needed beside it: `seeds` for
             samplers that draw noise.
         shape: of one sample; the denoiser's own when it has one.
-        labels: class indices (B,) or vectors (B, label_dim), or one class for all. When left out, a
+        labels: class indices (B,) or vectors (B, label_dim), or one class or vector for all. When left out, a
             class-conditional denoiser gets classes drawn from the seeds.
         batch_size: samples at a time; all at once when None. Several batches are padded to equal size.
         dtype: of the state. The network runs in its own.
@@ -119,10 +119,11 @@ def sample(
         callback: called with the State after every step.
         progress: show a progress bar.
         grad: keep the graph for backpropagation.
-        conditions: passed to the denoiser; tensors of B rows are split with the batch.
+        conditions: passed to the denoiser; tensors of B rows are split with the batch. `condition`, where the model
+            has a `conditioning`: one image a sample or one for all, in a form that its `prepare` takes.
 
     Raises:
-        ValueError: for seeds, labels, shapes or ranges that do not fit, saying what would.
+        ValueError: for seeds, labels, conditions, shapes or ranges that do not fit, saying what would.
     """
     sampler, denoiser = sampler_of(sampler), as_denoiser(denoiser)
     request = Request(denoiser, seeds, latents, shape, labels, conditions)

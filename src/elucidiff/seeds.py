@@ -106,6 +106,7 @@ class Stream:
     SPLIT = 7  # held-out part of a data set
     AUGMENT = 8  # augmentation of a sample
     STRATUM = 9  # which part of the noise distribution a sample of the batch gets
+    HELDOUT = 10  # levels and noise at which held-out data are measured during training
     PROBE = 20  # probe of a Jacobian's trace, by number and row
     DEQUANTISE = 21  # uniform noise within the levels of discrete data
 

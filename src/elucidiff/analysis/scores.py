@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeGuard
 
 import torch
 from torch import Tensor
@@ -12,7 +12,7 @@ from torch import Tensor
 from ..component import require
 from ..data import Dataset, from_uint8, to_uint8
 from ..errors import unknown
-from ..metrics import DigitFeatures, Features, Statistics, extractor_for, frechet_distance, kernel_distance
+from ..metrics import ClassFeatures, Features, Statistics, extractor_for, frechet_distance, kernel_distance
 from ..seeds import Stream, keyed
 
 METRICS = ("fd", "kd", "agreement")
@@ -23,7 +23,8 @@ class Score:
     """One number and what it depends on.
 
     value, error: of the samples (standard error, where there is one); real: the same number for real
-    data of the same size. n: samples; n_reference: reference samples; features: the extractor.
+    data of the same size. n: samples; n_reference: reference samples; features: the extractor, with its weights' hash
+    where it was trained by the user.
     """
 
     metric: str
@@ -60,8 +61,9 @@ def score_samples(
 
     Images are rounded to 256 levels first, as files hold them: a score does not depend on whether they were written.
     `real` gives the value that real data would get: n of its samples (all, when it has fewer) against
-    the same reference. `labels` are the asked classes (n, K); agreement is measured where a classifier
-    for the data ships (the digits). Unknown metrics raise ValueError.
+    the same reference. `extractor` is what all of it is measured on, chosen by the data when None. `labels` are the
+    asked classes (n, K); agreement is measured where the extractor is a classifier of K classes: the one that ships
+    for the digits, or one of `metrics.train_classifier`. Unknown metrics raise ValueError.
     """
     for metric in metrics:
         require(metric in METRICS, unknown("metric", metric, METRICS))
@@ -75,7 +77,7 @@ def score_samples(
     pick = torch.from_numpy(keyed(seed, Stream.SPLIT, 1).permutation(len(real)))[: len(samples)]
     real_batch, real_labels = real.batch(pick)
     f, g, h = (extractor.features(x) for x in (samples, reference.tensor(), real_batch))
-    common: dict[str, Any] = {"n": len(samples), "n_reference": len(reference), "features": extractor.kind}
+    common: dict[str, Any] = {"n": len(samples), "n_reference": len(reference), "features": str(extractor)}
     scores = []
     if "fd" in metrics:
         stats = Statistics.of(g)
@@ -84,15 +86,22 @@ def score_samples(
     if "kd" in metrics:
         kd, ideal_kd = (kernel_distance(x, g, seed=seed) for x in (f, h))
         scores.append(Score("kd", "kernel distance", kd.value, kd.standard_error, ideal_kd.value, **common))
-    if "agreement" in metrics and isinstance(extractor, DigitFeatures) and labels is not None:
+    if "agreement" in metrics and isinstance(extractor, ClassFeatures) and _same_classes(labels, extractor):
         value, error = _agreement(extractor, samples, labels)
-        ideal_agreement = None if real_labels is None else _agreement(extractor, real_batch, real_labels)[0]
+        ideal_agreement = None
+        if _same_classes(real_labels, extractor):
+            ideal_agreement = _agreement(extractor, real_batch, real_labels)[0]
         scores.append(Score("agreement", "class agreement", value, error, ideal_agreement, **common))
     return scores
 
 
-def _agreement(extractor: DigitFeatures, samples: Tensor, labels: Tensor) -> tuple[float, float]:
-    """The fraction of samples whose classified digit is the asked one, and its standard error."""
+def _same_classes(labels: Tensor | None, extractor: ClassFeatures) -> TypeGuard[Tensor]:
+    """Whether there are labels (n, K) of as many classes as the extractor knows."""
+    return labels is not None and labels.shape[1] == extractor.label_dim
+
+
+def _agreement(extractor: ClassFeatures, samples: Tensor, labels: Tensor) -> tuple[float, float]:
+    """The fraction of samples that are classified as the asked class, and its standard error."""
     right = (extractor.logits(samples).argmax(1) == labels.argmax(1).to(samples.device)).double()
     p = right.mean().item()
     return p, (p * (1 - p) / len(right)) ** 0.5

@@ -11,9 +11,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from . import show
+from .ablate import ablate
 from .analyze import analyze
+from .classifier import classifier
 from .compare import compare
 from .ema import ema
+from .given import ConditionOption, read_condition
 from .latents import edit, interpolate, invert
 from .leak import leak
 from .likelihood import likelihood
@@ -22,6 +25,7 @@ from .options import (
     BatchOption,
     DataArg,
     DeviceOption,
+    FeaturesOption,
     GuidanceAsked,
     GuidanceIntervalOption,
     GuidanceOption,
@@ -29,15 +33,21 @@ from .options import (
     JsonOption,
     LabelsOption,
     ModelArg,
+    RecipeOption,
     SamplerOption,
     SetOption,
     StepsOption,
+    chosen_features,
+    chosen_recipe,
     chosen_sampler,
     is_model,
     load_model,
     read_data,
 )
+from .plan import planned
+from .prepare import prepare
 from .restore import restore
+from .trained import trained
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -67,6 +77,7 @@ def sample(
     steps: StepsOption = None,
     settings: SetOption = None,
     labels: LabelsOption = None,
+    condition: ConditionOption = None,
     guidance: GuidanceOption = None,
     guide: GuideOption = None,
     guidance_interval: GuidanceIntervalOption = None,
@@ -86,6 +97,7 @@ def sample(
 
     Example: elucidiff sample exact:digits --seeds 0-15 --steps 18 --set solver=dpmpp_2m --out samples
     Example: elucidiff sample runs/digits --guidance 2 --guide runs/digits/snapshots/000050 --out guided
+    Example: elucidiff sample runs/superres --condition small.png --seeds 0-7 --out enlarged
     """
     from ..denoiser import FixedBatch
     from ..files import refuse_existing
@@ -108,6 +120,8 @@ def sample(
     )
     wish = GuidanceAsked(guidance, guide, guidance_interval)
     guided = wish.of(denoiser, device)
+    image = read_condition(condition, len(wanted), denoiser)
+    conditions: dict[str, Any] = {} if image is None else {"condition": image}
     result = draw(
         FixedBatch(guided or denoiser, MICRO_BATCH),
         chosen,
@@ -115,8 +129,9 @@ def sample(
         labels=parse.labels(labels, len(wanted), denoiser),
         batch_size=batch_size,
         progress=True,
+        **conditions,
     )
-    facts = wish.facts(guided, result.nfe)
+    facts = wish.facts(guided, result.nfe) | ({} if condition is None else {"condition": str(condition)})
     result, decoding = _decoded(denoiser, result)
     facts |= decoding
     result.save(out, model=model, **facts)
@@ -130,16 +145,29 @@ def sample(
         print(f"{len(result.x)} samples in {out} ({_cost(result.nfe, facts)} each, {result.seconds:.1f} s)")
 
 
-def inspect(data: DataArg, as_json: JsonOption = False) -> None:
+def inspect(
+    data: DataArg,
+    sheet: Annotated[
+        Path | None, typer.Option("--sheet", help="Also write the first 64 images on one sheet, a PNG.")
+    ] = None,
+    as_json: JsonOption = False,
+) -> None:
     """Say what is in a data set, model or file of weights: shape, range, sigma_data, classes, the design that follows.
 
+    Of data also the first samples, the mean and deviation of each channel, duplicates, and how many are in each class.
     Of a file of weights also what it would execute if it were unpickled; here nothing of it is.
 
-    Example: elucidiff inspect digits
+    Example: elucidiff inspect digits --sheet digits.png
     """
+    from ..data.sources import is_named_data
     from ..foreign import is_foreign
 
-    if Path(data).is_file() and is_foreign(data):
+    if is_named_data(data) or sheet is not None:
+        dataset = read_data(data)
+        if sheet is not None:
+            show.data_sheet(sheet, dataset)
+        show.data(dataset, data, machine=as_json)
+    elif Path(data).is_file() and is_foreign(data):
         show.foreign(data, machine=as_json)
     elif is_model(data):
         show.model(load_model(data, "cpu"), data, machine=as_json)
@@ -149,39 +177,50 @@ def inspect(data: DataArg, as_json: JsonOption = False) -> None:
 
 def train(
     data: DataArg,
-    out: Annotated[Path, typer.Option("--out", "--outdir", help="New run directory.", show_default=False)],
+    out: Annotated[
+        Path | None, typer.Option("--out", "--outdir", help="New run directory; needed unless --dry-run.")
+    ] = None,
+    recipe: RecipeOption = None,
     settings: SetOption = None,
     images: Annotated[
         int | None, typer.Option("--images", help="How many images to train on, repeats included.")
     ] = None,
     seed: Annotated[int, typer.Option("--seed", help="Of everything random.")] = 0,
     device: DeviceOption = "cpu",
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Only say what it would take, after 20 steps: memory, time, disk.")
+    ] = False,
     as_json: JsonOption = False,
 ) -> None:
     """Train a model on a data set; EDM's design, sigma_data measured, unless --set says otherwise.
 
     Example: elucidiff train digits --out runs/digits --images 300000 --set batch=64 network.channels=16
+    Example: elucidiff train digits --dry-run --set batch=256
+    Example: elucidiff train photos.zip --out runs/superres --set condition=lowres condition.factor=4
     """
-    from ..training import TrainConfig
     from ..training import train as train_model
     from . import parse
 
+    if out is None and not dry_run:
+        raise ValueError("--out: got no run directory; expected a new folder, or --dry-run to see what it would take")
     dataset = read_data(data)
-    config = TrainConfig(data=data, out=str(out), seed=seed, device=device)
+    config = chosen_recipe(recipe).replace(data=data, seed=seed, device=device)
+    config = config if out is None else config.replace(out=str(out))
     if images is not None:
         config = config.replace(images=images)
     config = parse.apply_training_settings(config, settings or [], dataset)
+    if dry_run:
+        planned(config, dataset, out, as_json)
+        return
     run = train_model(config, data=dataset, progress=True)
-    if as_json:
-        show.as_json({"run": str(run), "images": config.steps * config.batch})
-    else:
-        print(f"trained on {config.steps * config.batch:,} images: {run}\nnext: elucidiff sample {run} --out samples")
+    trained(run, config.steps * config.batch, machine=as_json)
 
 
 def evaluate(
     model: Annotated[str, typer.Argument(help="A MODEL, or a folder of samples.", show_default=False)],
     data: DataArg,
     metrics: Annotated[str, typer.Option("--metrics", help="fd, kd, agreement.")] = "fd,kd,agreement",
+    features: FeaturesOption = None,
     num: Annotated[int, typer.Option("--num", min=4, help="How many samples to draw from a MODEL.")] = 500,
     heldout: Annotated[float, typer.Option("--heldout", help="The part of the data that is the reference.")] = 0.5,
     first_seed: Annotated[int, typer.Option("--seed", min=0, help="Seeds are this and the following ones.")] = 0,
@@ -199,11 +238,15 @@ def evaluate(
     """Score a model's samples, or a folder of samples, against held-out data, beside the value of real data.
 
     Example: elucidiff evaluate runs/digits digits --num 500
+    Example: elucidiff evaluate runs/mnist mnist-test.zip --features mnist-classifier.json
     """
     from ..analysis import reference_and_real, score_samples
 
-    reference, real = reference_and_real(read_data(data), heldout)
-    facts: dict[str, Any] = {"model": model, "data": data}
+    dataset, extractor = read_data(data), chosen_features(features)
+    if extractor is not None:
+        extractor.check(dataset.shape)
+    reference, real = reference_and_real(dataset, heldout)
+    facts: dict[str, Any] = {"model": model, "data": data} | ({"features": extractor.to_dict()} if extractor else {})
     wish = GuidanceAsked(guidance, guide, guidance_interval)
     if Path(model).is_dir() and not is_model(model):
         if any(option is not None for option in wish):
@@ -214,11 +257,13 @@ def evaluate(
             model, device, num, first_seed, sampler, steps, settings, labels, wish, batch_size
         )
         facts |= more
-    scores = score_samples(samples, reference, real, labels=asked, metrics=[m.strip() for m in metrics.split(",")])
+    names = [m.strip() for m in metrics.split(",")]
+    scores = score_samples(samples, reference, real, labels=asked, metrics=names, extractor=extractor)
     if as_json:
         show.as_json(facts | {"scores": [s.to_dict() for s in scores]})
     else:
         show.scores(scores, reference)
+        show.features_note(extractor, dataset)
         if "nfe" in facts:
             print(
                 f"{_cost(facts['nfe'], facts)}, seeds {facts['seeds'][0]} to {facts['seeds'][1]}; the sampler: --json"
@@ -309,9 +354,12 @@ ALL: dict[str, Callable[..., None]] = {
     "demo": demo,
     "table1": table1,
     "inspect": inspect,
+    "prepare": prepare,
     "train": train,
     "sample": sample,
+    "ablate": ablate,
     "restore": restore,
+    "classifier": classifier,
     "evaluate": evaluate,
     "compare": compare,
     "ema": ema,

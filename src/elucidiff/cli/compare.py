@@ -15,7 +15,16 @@ import typer
 from . import show
 from .compare_show import comparison_picture, print_comparison, print_search, search_picture
 from .compare_specs import grid_values, model_specs, sampler_specs
-from .options import DataArg, DeviceOption, JsonOption, check_resumable, load_model, read_data
+from .options import (
+    DataArg,
+    DeviceOption,
+    FeaturesOption,
+    JsonOption,
+    check_resumable,
+    chosen_features,
+    load_model,
+    read_data,
+)
 
 if TYPE_CHECKING:
     from ..analysis import StochasticitySearch
@@ -47,6 +56,7 @@ def compare(
     num: Annotated[int, typer.Option("--num", min=4, help="Samples a repeat.")] = 500,
     repeat: Annotated[int, typer.Option("--repeat", min=1, help="Repeats, each with seeds of its own.")] = 3,
     metrics: Annotated[str, typer.Option("--metrics", help="fd, kd, agreement.")] = "fd",
+    features: FeaturesOption = None,
     heldout: Annotated[float, typer.Option("--heldout", help="The part of the data that is the reference.")] = 0.5,
     first_seed: Annotated[int, typer.Option("--seed", min=0, help="Seeds are this and the following ones.")] = 0,
     search: Annotated[
@@ -91,6 +101,7 @@ def compare(
         "first_seed": first_seed,
         "heldout": heldout,
         "batch_size": batch_size,
+        "extractor": chosen_features(features),
         "store": None if out is None else out / STORE,
     }
     with _hint_when_interrupted(out):

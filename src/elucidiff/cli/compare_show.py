@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -17,6 +17,13 @@ LABELS = {
 }
 
 
+def features_name(facts: Mapping[str, Any]) -> str:
+    """The extractor of a measurement; with the data and the hash of its weights where the user trained it."""
+    features = facts["features"]
+    own = [features["data"], features["sha256"][:8]] if "sha256" in features else []
+    return " ".join([features["kind"], *own])
+
+
 def print_comparison(found: Comparison) -> None:
     """A table for each metric: samplers by budgets, the best of a column bold, real data below."""
     from rich.table import Table
@@ -26,7 +33,7 @@ def print_comparison(found: Comparison) -> None:
     for metric, real in found.real.items():
         table = Table(
             title=f"{LABELS[metric]}: {facts['repeats']} x {facts['num']} samples, {facts['n_reference']} held-out of "
-            f"{facts['data']['name']}",
+            f"{facts['data']['name']}, features {features_name(facts)}",
             caption=f"real data at the same size: {number(real)}; bold or *: best of its column; "
             "(n): evaluations made where the budget cannot be met exactly",
         )
@@ -63,7 +70,7 @@ def print_search(search: StochasticitySearch) -> None:
     label = LABELS[search.metric]
     table = Table(
         title=f"{search.model}, {search.sampler}, NFE {search.nfe}: {label}, "
-        f"{search.facts['repeats']} x {search.facts['num']} samples",
+        f"{search.facts['repeats']} x {search.facts['num']} samples, features {features_name(search.facts)}",
         caption=f"real data at the same size: {number(search.real)}; best of: settings tried; chosen: its score on the "
         "seeds it was chosen on; fresh: on others; gain over deterministic, on the same seeds",
     )

@@ -9,16 +9,18 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from . import show
-from .compare_show import LABELS, number, with_spread
+from .compare_show import LABELS, features_name, number, with_spread
 from .options import (
     DataArg,
     DeviceOption,
+    FeaturesOption,
     JsonOption,
     SamplerOption,
     SetOption,
     StepsOption,
     check_resumable,
     checked_device,
+    chosen_features,
     read_data,
 )
 
@@ -36,6 +38,7 @@ def ema(
         str, typer.Option("--widths", help="Relative widths sigma_rel of the averages, up to 0.2887.")
     ] = "0.03,0.05,0.075,0.10,0.125,0.15,0.20,0.25",
     metrics: Annotated[str, typer.Option("--metrics", help="fd, kd, agreement; the first one chooses.")] = "fd",
+    features: FeaturesOption = None,
     num: Annotated[int, typer.Option("--num", min=4, help="Samples a repeat.")] = 500,
     repeat: Annotated[int, typer.Option("--repeat", min=1, help="Repeats, each with seeds of its own.")] = 1,
     at: Annotated[int | None, typer.Option("--at", min=1, help="Images seen. Default: at the end of the run.")] = None,
@@ -84,6 +87,7 @@ def ema(
             heldout=heldout,
             batch_size=batch_size,
             device=checked_device(device),
+            extractor=chosen_features(features),
             store=None if out is None else out / STORE,
             progress=report,
         )
@@ -152,7 +156,7 @@ def _print(found: Sweep, best: Width | None) -> None:
     title = (
         f"averages ending at {facts['at']:,.0f} images, from {len(facts['stored'])} stored; {facts['repeats']} x "
         f"{facts['num']} samples of NFE {max(w.nfe for w in found.widths)}, {facts['n_reference']} held-out of "
-        f"{facts['data']['name']}"
+        f"{facts['data']['name']}, features {features_name(facts)}"
     )
     show.table(title, header, rows, words=[""])
 

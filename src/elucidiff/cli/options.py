@@ -12,7 +12,9 @@ if TYPE_CHECKING:
     from ..data import Dataset
     from ..denoiser import Denoiser
     from ..guidance import Guided
+    from ..metrics import Features
     from ..sampler import Sampler
+    from ..training import TrainConfig
 
 ModelArg = Annotated[
     str,
@@ -24,7 +26,9 @@ ModelArg = Annotated[
 DataArg = Annotated[
     str,
     typer.Argument(
-        help="'digits' (built in), a folder of images, a .zip with dataset.json, .npz or .npy.", show_default=False
+        help="'digits' (built in), a folder or .zip of images, .npz, .npy, CIFAR's or MNIST's files, shards "
+        "x-{000..099}.tar, hf:owner/name.",
+        show_default=False,
     ),
 ]
 SetOption = Annotated[
@@ -36,7 +40,10 @@ SetOption = Annotated[
 SamplerOption = Annotated[str, typer.Option("--sampler", help="edm, vp, ve, iddpm, model (its own), or a .json file.")]
 StepsOption = Annotated[int | None, typer.Option("--steps", help="Noise levels above 0; NFE = 2 steps - 1 with Heun.")]
 LabelsOption = Annotated[
-    str | None, typer.Option("--labels", "--class", help="Classes: 3, or a list dealt in turn: 0-9. Default: by seed.")
+    str | None,
+    typer.Option(
+        "--labels", "--class", help="Classes dealt in turn: 0-9; vectors: 0.5,1;2,3; .npy, .csv. Default: by seed."
+    ),
 ]
 BatchOption = Annotated[int, typer.Option("--batch-size", "--batch", min=1, help="Samples at a time.")]
 DeviceOption = Annotated[str, typer.Option("--device", help="cpu, cuda, cuda:1, mps.")]
@@ -53,6 +60,19 @@ GuideOption = Annotated[
 ]
 GuidanceIntervalOption = Annotated[
     str | None, typer.Option("--guidance-interval", metavar="LO,HI", help="Guide at noise levels in (LO, HI] only.")
+]
+FeaturesOption = Annotated[
+    str | None,
+    typer.Option(
+        "--features",
+        metavar="FILE|NAME",
+        help="What distances are measured on: a file of `elucidiff classifier`, digits, pyramid or identity. "
+        "Default: by the data.",
+    ),
+]
+RecipeOption = Annotated[
+    str | None,
+    typer.Option("--recipe", metavar="NAME", help="cifar10, ffhq64, imagenet64, edm2-xs, mnist, ...: see ed.recipes."),
 ]
 MICRO_BATCH = 16  # fixed, so that samples are the same bits whatever --batch-size is
 
@@ -115,6 +135,28 @@ def read_data(data: str) -> Dataset:
 
     with bar("reading data") as report:
         return datasets.load(data, report)
+
+
+def chosen_features(name: str | None) -> Features | None:
+    """The extractor of --features: a file that `elucidiff classifier` wrote, or a kind; None leaves it to the data."""
+    from ..errors import unknown
+    from ..metrics import Features, load_classifier
+
+    if name is None:
+        return None
+    if name in (kinds := Features.kinds()):
+        return kinds[name]()
+    if Path(name).suffix or Path(name).with_name(Path(name).name + ".json").exists():
+        return load_classifier(name)
+    raise ValueError(unknown("features", name, kinds) + "; of your own data: elucidiff classifier DATA --out FILE")
+
+
+def chosen_recipe(name: str | None) -> TrainConfig:
+    """The recipe of --recipe; None is the default configuration, whose network follows from the data."""
+    from ..recipes import recipe
+    from ..training import TrainConfig
+
+    return TrainConfig() if name is None else recipe(name)
 
 
 def is_model(path: str) -> bool:

@@ -11,7 +11,10 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from ..errors import unknown
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from ..component import Value
+    from ..conditioning import Conditioning
     from ..data import Dataset
     from ..denoiser import Denoiser
     from ..sampler import Sampler
@@ -50,12 +53,16 @@ def seeds(text: str) -> list[int]:
     return found
 
 
-def labels(text: str | None, n: int, denoiser: Denoiser) -> list[int] | None:
-    """Class indices for n samples: one for all, or a list dealt in turn ("0-9")."""
+def labels(text: str | None, n: int, denoiser: Denoiser) -> Tensor | list[int] | None:
+    """Labels of n samples: one class or vector for all, or several dealt in turn ("0-9", a .npy or .csv file)."""
+    from .given import label_rows
+
     if text is None:
         return None
     if not denoiser.label_dim:
         raise ValueError("labels: this model has no classes; leave --labels out")
+    if (rows := label_rows(text, denoiser)) is not None:
+        return rows[[i % len(rows) for i in range(n)]]
     found = integers(text, "labels")
     if max(found) >= denoiser.label_dim:
         raise ValueError(f"labels: got {max(found)}; the model's classes are 0 to {denoiser.label_dim - 1}")
@@ -154,7 +161,8 @@ def apply_training_settings(config: TrainConfig, settings: Sequence[str], datase
 
     "design=vp" takes a preset; "network.channels=16" changes the network chosen for the data; "ema=power" or
     "ema=half_life,power" names the averages of weights to keep. "augment=edm", "augment=full" or
-    "augment=xflip,translation" chooses an augmentation, "augment.p=0.15" changes it.
+    "augment=xflip,translation" chooses an augmentation, "augment.p=0.15" changes it. "condition=lowres" conditions on
+    an image, "condition.factor=2" says how. "trackers=wandb,trackio" and "scores=fd,agreement" are lists of words.
     """
     from ..augment import named
     from ..design import PRESETS
@@ -169,6 +177,10 @@ def apply_training_settings(config: TrainConfig, settings: Sequence[str], datase
             config = config.replace(design=PRESETS[text])
         elif name == "augment" and isinstance(_literal(text), str):
             config = config.replace(augment=None if text == "none" else named(text, dataset.shape))
+        elif name == "condition" and isinstance(_literal(text), str):
+            config = config.replace(condition=None if text == "none" else _conditioning(text, dataset))
+        elif name in ("trackers", "scores") and isinstance(_literal(text), str):
+            rest.append(f"{name}={json.dumps([word.strip() for word in text.split(',') if word.strip()])}")
         elif name == "ema" and isinstance(_literal(text), str):
             averages = text
         else:
@@ -179,6 +191,15 @@ def apply_training_settings(config: TrainConfig, settings: Sequence[str], datase
         config = config.replace(augment=named("edm", dataset.shape))
     config = apply_settings(config, rest)
     return config if averages is None else config.replace(ema=_averages(averages, config))
+
+
+def _conditioning(kind: str, dataset: Dataset) -> Conditioning:
+    """The conditioning of a kind; the channels of a paired one are those of the data."""
+    from ..conditioning import Conditioning, Paired
+
+    chosen = Conditioning.of_kind(kind)
+    pairs = dataset.condition if chosen is Paired else None
+    return chosen() if pairs is None else Paired(pairs.shape[1])
 
 
 def _averages(text: str, config: TrainConfig) -> tuple[Averaging, ...]:

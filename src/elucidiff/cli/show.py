@@ -14,6 +14,10 @@ if TYPE_CHECKING:
     from ..analysis import Score
     from ..data import Dataset
     from ..denoiser import Denoiser
+    from ..metrics import Features
+
+
+MANY_CLASSES = 20  # whose counts are not listed one by one
 
 
 def as_json(value: Any) -> None:
@@ -58,6 +62,14 @@ def scores(found: list[Score], reference: Dataset) -> None:
     Console().print(table)
 
 
+def features_note(extractor: Features | None, dataset: Dataset) -> None:
+    """Say so where a classifier has seen, in training, the data that it judges by."""
+    from ..metrics import Classifier
+
+    if isinstance(extractor, Classifier) and extractor.record.fingerprint == dataset.fingerprint():
+        print("the classifier was trained on these data: evaluate on others for the agreement that real data get")
+
+
 def write_grid(path: Path, x: Tensor) -> None:
     """Write all images on one sheet. Raises ValueError for samples that are not images."""
     from ..data.writing import contact_sheet, write_image
@@ -70,36 +82,83 @@ def write_grid(path: Path, x: Tensor) -> None:
 
 def data(dataset: Dataset, source: str, *, machine: bool) -> None:
     """Print what is in a data set, and the network and design that follow from it."""
-    import numpy as np
     import torch
 
+    from ..data.facts import facts as facts_of
     from ..design import EDM
     from ..networks import for_shape
 
-    sigma_data = dataset.sigma_data()
     network = for_shape(dataset.shape)
     with torch.device("meta"):  # counted, not made
         parameters = sum(p.numel() for p in network.build(dataset.shape, dataset.label_dim).parameters())
-    facts: dict[str, Any] = {
-        "samples": len(dataset),
-        "shape": list(dataset.shape),
-        "kind": "images of 256 levels" if dataset.is_image else "float arrays",
-        "mean": round(dataset.mean(), 6),
-        "sigma_data": round(sigma_data, 6),
-        "classes": dataset.label_dim or None,
-        "class names": list(dataset.classes) if dataset.classes else None,
-        "samples a class": np.bincount(dataset.labels).tolist()
-        if dataset.labels is not None and dataset.labels.ndim == 1
-        else None,
-        "fingerprint": dataset.fingerprint(),
-        "network": network.to_dict(),
-        "parameters": parameters,
-    }
+    facts = facts_of(dataset) | {"network": network.to_dict(), "parameters": parameters}
+    design = EDM.with_sigma_data(facts["sigma_data"])
     if machine:
-        as_json(facts | {"design": EDM.with_sigma_data(sigma_data).to_dict()})
+        as_json(facts | {"design": design.to_dict()})
         return
-    _print_facts(f"data: {source}", facts)
-    print(f"\nThe training design that follows:\n{EDM.with_sigma_data(sigma_data)}")
+    _print_facts(f"data: {source}", _in_words(facts))
+    table("The first samples", *_first_rows(facts["first"]), words=("class",))
+    print(f"\nThe training design that follows:\n{design}")
+
+
+def _in_words(facts: dict[str, Any]) -> dict[str, Any]:
+    """The facts of data as one line each."""
+    words = {name: value for name, value in facts.items() if name not in ("first", "levels", "measured")}
+    if facts["measured"] < facts["samples"]:
+        words["samples"] = f"{facts['samples']} (range, mean and deviations measured on {facts['measured']} of them)"
+    low, high = facts["range"]
+    words["range"] = f"{low:g} to {high:g}"
+    if facts["levels"]:
+        words["range"] += f" (levels {facts['levels'][0]} to {facts['levels'][1]})"
+    if facts["channels"]:
+        pairs = zip(facts["channels"]["mean"], facts["channels"]["std"], strict=True)
+        words["channels"] = ", ".join(f"{mean:.4g} ± {std:.4g}" for mean, std in pairs) + " (mean ± deviation)"
+    words["samples a class"] = None if facts["samples a class"] is None else _class_counts(facts)
+    if words["samples a class"] is not None and len(facts["samples a class"]) <= MANY_CLASSES:
+        words.pop("class names")  # they stand beside the counts
+    words["duplicates"] = _duplicates(facts["duplicates"])
+    return words
+
+
+def _class_counts(facts: dict[str, Any]) -> str:
+    """The count of each class; of many classes the smallest and largest."""
+    counts, names = facts["samples a class"], facts["class names"]
+    if len(counts) > MANY_CLASSES:
+        return f"{min(counts)} to {max(counts)} ({counts.count(0)} classes without any)"
+    return ", ".join(f"{names[k] if names else k}: {count}" for k, count in enumerate(counts))
+
+
+def _duplicates(found: dict[str, Any]) -> str:
+    if not found["count"]:
+        return "none"
+    examples = "; ".join(" = ".join(str(name) for name in group) for group in found["examples"])
+    odd = f", {found['conflicts']} of them with several labels" if found["conflicts"] else ""
+    return f"{found['count']} superfluous in {found['groups']} groups{odd}: {examples}"
+
+
+def _first_rows(first: list[dict[str, Any]]) -> tuple[list[str], list[list[str]]]:
+    """Header and rows of the first samples, without the columns that nothing is in."""
+    labelled, named = (any(one[key] is not None for one in first) for key in ("label", "class"))
+    header = ["sample", *["label"] * labelled, *["class"] * named, "lowest", "highest", "mean"]
+    rows = []
+    for one in first:
+        label = ", ".join(f"{v:g}" for v in one["label"]) if isinstance(one["label"], list) else str(one["label"])
+        label = label if len(label) <= 40 else label[:37] + "..."
+        numbers = [f"{v:g}" for v in (*one["range"], one["mean"])]
+        rows.append([str(one["sample"]), *[label] * labelled, *[str(one["class"])] * named, *numbers])
+    return header, rows
+
+
+def data_sheet(path: Path, dataset: Dataset) -> None:
+    """Write the first 64 images of a data set on one sheet. Raises ValueError for samples that are not images."""
+    from ..files import refuse_existing
+
+    if not dataset.is_image:
+        raise ValueError(f"--sheet: samples of shape {dataset.shape} are not images")
+    refuse_existing(path)
+    x, _ = dataset.batch(range(min(64, len(dataset))))
+    times = max(1, 64 // max(x.shape[2:]))  # small images are hard to see
+    write_grid(path, x.repeat_interleave(times, 2).repeat_interleave(times, 3))
 
 
 def model(denoiser: Denoiser, source: str, *, machine: bool) -> None:

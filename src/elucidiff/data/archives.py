@@ -9,7 +9,7 @@ import zipfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import numpy as np
 
@@ -17,6 +17,7 @@ from ..errors import FormatError
 from .arrays import check_memory
 from .dataset import Dataset
 from .images import OTHER_IMAGES, SUFFIXES, decode
+from .label_csv import LABELS_CSV, labels_beside, labels_of_csv
 from .labels import check_class_names, labels_in_order, parse_dataset_json
 
 Progress = Callable[[int, int], None]
@@ -107,6 +108,16 @@ def read_folder(path: Path, progress: Progress | None = None) -> Dataset:
 
 def read_zip(path: Path, progress: Progress | None = None) -> Dataset:
     """The data set of a ZIP of images (see `read_images`)."""
+    with opened(path) as files:
+        return read_images(files, progress)
+
+
+@contextmanager
+def opened(path: Path) -> Iterator[Files]:
+    """The files of a folder or of a ZIP, which stays open for the block."""
+    if path.is_dir():
+        yield Folder(path)
+        return
     try:
         archive = zipfile.ZipFile(path)
     except PermissionError:
@@ -114,29 +125,56 @@ def read_zip(path: Path, progress: Progress | None = None) -> Dataset:
     except Exception as error:  # BadZipFile, OSError (a seek before the start), NotImplementedError, struct.error...
         raise FormatError(f"{path}: not a ZIP file, or a damaged one ({error})") from error
     with archive:
-        return read_images(Archive(path, archive), progress)
+        yield Archive(path, archive)
 
 
 def read_images(files: Files, progress: Progress | None = None) -> Dataset:
-    """All images in order of their names, with labels from dataset.json or from the sub-folders.
+    """All images in order of their names, with labels from dataset.json, labels.csv or the sub-folders.
 
-    A folder that holds everything is not counted. Without a dataset.json the first-level sub-folders
+    The first of these that is there counts: dataset.json in it, labels.csv in it, labels.csv beside it (see
+    label_csv.py). A folder that holds everything is not counted. Without any the first-level sub-folders
     are the classes, if every image is in one and they are not numbered shards (00000, 00001, ...).
     All images need one size; where grey and colour mix, grey becomes RGB.
     """
-    names = _image_names(files)
+    names, labels, classes = listed(files)
+    values = decoded(names, lambda i: files.read(names[i]), str(files.path), progress)
+    return Dataset(values, labels, classes, files.path.stem, str(files.path), names=tuple(names))
+
+
+class Listing(NamedTuple):
+    """The images of a collection by name, in order, and their labels; nothing is decoded yet."""
+
+    names: list[str]
+    labels: np.ndarray | None
+    classes: tuple[str, ...] | None
+
+
+def listed(files: Files, others: bool = False) -> Listing:
+    """What `read_images` would read. With others, images of other formats are listed too instead of refused."""
+    names = _image_names(files, others)
     root = _common_root(names)
-    inner = [name.removeprefix(root) for name in names]
-    labels, classes = _labels(files, root, inner)
-    values = _decode_all(files, names, progress)
-    return Dataset(values, labels, classes, files.path.stem, str(files.path))
+    labels, classes = _labels(files, root, [name.removeprefix(root) for name in names])
+    return Listing(names, labels, classes)
 
 
-def _image_names(files: Files) -> list[str]:
+def one_by_one(files: Files, names: Sequence[str]) -> Iterator[np.ndarray | FormatError | OSError]:
+    """The named images (C, H, W) one at a time; in place of one that cannot be read, the error that says why."""
+    for name in names:
+        try:
+            with strict_pillow():  # not around the yield: who consumes keeps their own filters
+                pixels = decode(files.read(name), f"{files.path}: {name}")
+        except (FormatError, OSError) as error:
+            yield error
+        else:
+            yield pixels
+
+
+def _image_names(files: Files, others: bool = False) -> list[str]:
     for name in files.names:
-        if name.lower().endswith(OTHER_IMAGES):
+        if name.lower().endswith(OTHER_IMAGES) and not others:
             raise FormatError(f"{files.path}: {name}: only PNG, JPEG and WebP are read; convert it or move it away")
-    names = [name for name in files.names if name.lower().endswith(SUFFIXES)]
+    suffixes = SUFFIXES + OTHER_IMAGES if others else SUFFIXES
+    names = [name for name in files.names if name.lower().endswith(suffixes)]
     if not names:
         raise FormatError(f"{files.path}: no PNG, JPEG or WebP images in it")
     return names
@@ -156,6 +194,12 @@ def _labels(files: Files, root: str, inner: list[str]) -> tuple[np.ndarray | Non
     for folder in dict.fromkeys(("", *_ancestors(root))):
         if f"{folder}dataset.json" in files.names:
             return _labels_of_table(files, folder, [root.removeprefix(folder) + name for name in inner])
+        if f"{folder}{LABELS_CSV}" in files.names:
+            names = [root.removeprefix(folder) + name for name in inner]
+            return labels_of_csv(files.read(f"{folder}{LABELS_CSV}"), names, f"{files.path}: {folder}{LABELS_CSV}")
+    beside = files.path.absolute().parent / LABELS_CSV
+    if beside.is_file():
+        return labels_beside(beside, files.path, root, inner)
     folders = [name.split("/")[0] for name in inner if "/" in name]
     if len(folders) < len(inner) or all(SHARD.fullmatch(folder) for folder in folders):
         return None, None
@@ -177,16 +221,20 @@ def _labels_of_table(files: Files, folder: str, names: list[str]) -> tuple[np.nd
     return labels, classes
 
 
-def _decode_all(files: Files, names: list[str], progress: Progress | None) -> np.ndarray:
+def decoded(names: list[str], read: Callable[[int], bytes], where: str, progress: Progress | None) -> np.ndarray:
+    """The images of N files as uint8 (N, C, H, W); read(i) is the content of file i, `where` holds them all.
+
+    Grey among colour becomes RGB, exactly. Raises FormatError naming the file that is damaged or of another size.
+    """
     values = np.empty((0, 0, 0, 0), np.uint8)
-    with _strict_pillow():
+    with strict_pillow():
         for i, name in enumerate(names):
-            pixels = decode(files.read(name), f"{files.path}: {name}")
+            pixels = decode(read(i), f"{where}: {name}")
             if i == 0:
-                check_memory(len(names) * pixels.size, str(files.path))
+                check_memory(len(names) * pixels.size, where)
                 values = np.empty((len(names), *pixels.shape), np.uint8)
             if pixels.shape != values.shape[1:]:
-                values, pixels = _reconciled(values, pixels, names, i, files.path)
+                values, pixels = _reconciled(values, pixels, names, i, where)
             values[i] = pixels
             if progress is not None and (i % REPORT_EVERY == REPORT_EVERY - 1 or i == len(names) - 1):
                 progress(i + 1, len(names))
@@ -194,19 +242,18 @@ def _decode_all(files: Files, names: list[str], progress: Progress | None) -> np
 
 
 def _reconciled(
-    values: np.ndarray, pixels: np.ndarray, names: list[str], i: int, path: Path
+    values: np.ndarray, pixels: np.ndarray, names: list[str], i: int, where: str
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Grey among colour becomes RGB, exactly; another size is refused."""
     (_, _, height, width), (_, h, w) = values.shape, pixels.shape
     if (h, w) != (height, width):
         raise FormatError(
-            f"{path}: mixed sizes: {names[0]} is {width}x{height}, {names[i]} is {w}x{h}; resize or crop them to one"
+            f"{where}: mixed sizes: {names[0]} is {width}x{height}, {names[i]} is {w}x{h}; resize or crop them to one"
         )
     return (values if values.shape[1] == 3 else values.repeat(3, axis=1)), np.broadcast_to(pixels, (3, h, w))
 
 
 @contextmanager
-def _strict_pillow() -> Iterator[None]:
+def strict_pillow() -> Iterator[None]:
     """Pillow's warning about too many pixels becomes an error, its remarks on odd metadata are silent."""
     from PIL import Image
 

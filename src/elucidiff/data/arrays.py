@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import io
 import math
 import os
 import zipfile
+from dataclasses import replace
 from pathlib import Path
 from typing import IO, Any
 
@@ -15,7 +17,7 @@ from ..errors import FormatError
 from .dataset import Dataset
 from .labels import check_class_names, check_label_array, finite_float32
 
-VALUE_KEYS = ("images", "data", "x", "arr_0")
+VALUE_KEYS = ("images", "data", "x", "latents", "arr_0")
 LABEL_KEYS = ("labels", "y")
 CHANNELS = (1, 3, 4)
 MAX_RANK = 32  # numpy's own limit before version 2
@@ -50,8 +52,12 @@ def _values(array: np.ndarray, where: str) -> np.ndarray:
         return _images(array, where)
     if array.dtype.kind == "f":
         return finite_float32(array.reshape(len(array), -1) if array.ndim == 1 else array, where)
+    if array.dtype.kind in "iu" and array.ndim in (3, 4) and 0 <= array.min() <= array.max() <= 255:
+        hint = "if these are levels of pixels: astype('uint8'); else "
+    else:
+        hint = ""
     raise FormatError(
-        f"{where}: {array.dtype} {array.shape}; images are uint8 (N, H, W), (N, H, W, C) or (N, C, H, W), "
+        f"{where}: {array.dtype} {array.shape}; {hint}images are uint8 (N, H, W), (N, H, W, C) or (N, C, H, W), "
         "anything else floating: astype('float32') and scale it to a standard deviation near 0.5"
     )
 
@@ -75,14 +81,25 @@ def read_npy(path: Path) -> Dataset:
     return from_arrays(values, name=path.stem, source=str(path))
 
 
+def sample_of_npy(content: bytes, where: str) -> np.ndarray:
+    """One sample in npy form, as `from_arrays` would make it: uint8 (C, H, W) for an image, else float32."""
+    return _values(_read_array(io.BytesIO(content), len(content), where)[None], where)[0]
+
+
 def read_npz(path: Path) -> Dataset:
-    """The data set of a .npz file: samples under images, data, x or arr_0; labels under labels or y; classes."""
-    arrays = _members(path, (*VALUE_KEYS, *LABEL_KEYS, "classes"))
+    """The data set of a .npz file: samples under images, data, x, latents or arr_0; labels or y; classes; condition."""
+    arrays = _members(path, (*VALUE_KEYS, *LABEL_KEYS, "classes", "condition"))
     values, labels = _one(arrays, VALUE_KEYS, path), _one(arrays, LABEL_KEYS, path)
     if values is None:
         raise FormatError(f"{path}: no array named {', '.join(VALUE_KEYS)}")
     classes = _names(arrays["classes"], f"{path}: classes") if "classes" in arrays else None
-    return from_arrays(values, labels, classes, name=path.stem, source=str(path))
+    dataset = from_arrays(values, labels, classes, name=path.stem, source=str(path))
+    if "condition" not in arrays:
+        return dataset
+    try:
+        return replace(dataset, condition=_values(arrays["condition"], f"{path}: condition"))
+    except ValueError as error:
+        raise FormatError(f"{path}: {str(error).removeprefix(f'{path}: ')}") from error
 
 
 def _one(arrays: dict[str, np.ndarray], keys: tuple[str, ...], path: Path) -> np.ndarray | None:

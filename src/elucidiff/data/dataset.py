@@ -32,6 +32,8 @@ class Dataset:
     labels: None, class indices int64 (N,), or vectors float32 (N, K).
     label_dim: number of classes, or K; 0 without labels. Left out, it follows from the class names
     or from the largest label; a subset keeps that of the whole.
+    names: of the files that the samples came from, for messages; None where there are none.
+    condition: what each sample is paired with, of its size: uint8 (N, K, H, W) or float32 (N, K, *); None without.
 
     Raises ValueError when the arrays do not fit together.
     """
@@ -42,6 +44,8 @@ class Dataset:
     name: str = "data"
     source: str = ""
     label_dim: int = 0
+    names: tuple[str, ...] | None = None
+    condition: np.ndarray | None = None
 
     def __post_init__(self) -> None:
         v = self.values
@@ -51,9 +55,19 @@ class Dataset:
             f"values: got {v.dtype} {v.shape}; expected uint8 (N, C, H, W) or float32 (N, *)",
         )
         require(v.size > 0, f"values: got shape {v.shape}, which holds nothing")
+        require(self.names is None or len(self.names) == len(v), f"names: got {len(self.names or ())} for {len(v)}")
+        if self.condition is not None:
+            c = self.condition
+            known = c.dtype == np.float32 or (c.dtype == np.uint8 and c.ndim == 4)
+            fits = c.ndim == v.ndim and c.shape[:1] + c.shape[2:] == v.shape[:1] + v.shape[2:]
+            require(
+                known and fits,
+                f"condition: got {c.dtype} {c.shape} for values {v.shape}; expected (N, K, *) of the same size, "
+                "uint8 images or float32",
+            )
         if self.labels is not None:
             self._check_labels(self.labels)
-            object.__setattr__(self, "label_dim", self.label_dim or _label_dim(self.labels, self.classes))
+            object.__setattr__(self, "label_dim", self.label_dim or label_dim_of(self.labels, self.classes))
 
     def _check_labels(self, labels: np.ndarray) -> None:
         indices = labels.dtype == np.int64 and labels.ndim == 1
@@ -63,7 +77,7 @@ class Dataset:
         )
         require(len(labels) == len(self), f"labels: got {len(labels)} for {len(self)} samples")
         if indices:
-            limit = self.label_dim or _label_dim(labels, self.classes)
+            limit = self.label_dim or label_dim_of(labels, self.classes)
             require(
                 labels.min() >= 0 and labels.max() < limit,
                 f"labels: got {labels.min()} to {labels.max()}; expected 0 to {limit - 1}",
@@ -88,6 +102,13 @@ class Dataset:
         y = torch.from_numpy(self.values[chosen])
         return from_uint8(y) if self.is_image else y, self._label_rows(chosen)
 
+    def conditions(self, indices: Sequence[int] | np.ndarray | Tensor) -> Tensor | None:
+        """What samples are paired with, (B, K, *) float32, images as x / 127.5 - 1; None without."""
+        if self.condition is None:
+            return None
+        c = torch.from_numpy(self.condition[np.asarray(indices)])
+        return from_uint8(c) if c.dtype == torch.uint8 else c
+
     def _label_rows(self, chosen: np.ndarray) -> Tensor | None:
         if self.labels is None:
             return None
@@ -103,20 +124,21 @@ class Dataset:
 
     def mean(self) -> float:
         """The mean over all elements, in the range the network sees."""
-        return self._moments()[0]
+        return self.moments()[0]
 
     def sigma_data(self) -> float:
         """The standard deviation over all elements, in the range the network sees: EDM's sigma_data."""
-        return self._moments()[1]
+        return self.moments()[1]
 
-    def _moments(self) -> tuple[float, float]:
+    def moments(self) -> tuple[float, float]:
+        """(mean, sigma_data), in one pass."""
         mean, std = _mean_and_std(self.values)
         return (mean / 127.5 - 1, std / 127.5) if self.is_image else (mean, std)
 
     def fingerprint(self) -> str:
-        """SHA-256, in hexadecimal, of shapes, dtypes, values and labels; names do not enter."""
+        """SHA-256, in hexadecimal, of shapes, dtypes, values, labels and any conditions; names do not enter."""
         digest = hashlib.sha256()
-        for array in (self.values, self.labels):
+        for array in (self.values, self.labels, *([] if self.condition is None else [self.condition])):
             header = None if array is None else [array.dtype.name, list(array.shape)]
             digest.update(json.dumps(header).encode())
             if array is not None:
@@ -124,11 +146,24 @@ class Dataset:
                 digest.update(stored.reshape(-1).view(np.uint8).data)
         return digest.hexdigest()
 
+    def measured(self) -> Dataset:
+        """The samples that mean, sigma_data and their like are measured on: here all of them."""
+        return self
+
+    def duplicates(self) -> list[list[int]]:
+        """Groups of two or more indices whose samples are the same, by SHA-256 of their values; labels do not enter."""
+        groups: dict[bytes, list[int]] = {}
+        for i, sample in enumerate(self.values):
+            groups.setdefault(hashlib.sha256(sample.tobytes()).digest(), []).append(i)
+        return [group for group in groups.values() if len(group) > 1]
+
     def subset(self, indices: Sequence[int] | np.ndarray | Tensor) -> Dataset:
         """The samples at these indices, in this order; classes and label_dim stay those of the whole."""
         chosen = np.asarray(indices)
         labels = None if self.labels is None else self.labels[chosen]
-        return replace(self, values=self.values[chosen], labels=labels)
+        condition = None if self.condition is None else self.condition[chosen]
+        names = names_at(self.names, chosen)
+        return replace(self, values=self.values[chosen], labels=labels, names=names, condition=condition)
 
     def split(self, heldout: float, seed: int = 0) -> tuple[Dataset, Dataset]:
         """(train, held out): a pure function of (N, heldout, seed); both keep the order of the whole.
@@ -145,6 +180,13 @@ class Dataset:
         return self.subset(np.sort(order[count:])), self.subset(np.sort(order[:count]))
 
 
+def names_at(names: tuple[str, ...] | None, chosen: np.ndarray) -> tuple[str, ...] | None:
+    """The names at these indices (or where a mask is true); None where there are none."""
+    if names is None:
+        return None
+    return tuple(names[i] for i in np.arange(len(names))[chosen])
+
+
 def check_sigma_data(configured: float, measured: float) -> None:
     """Warn (SigmaDataWarning) when the configured sigma_data is more than 10 % off the measured one."""
     if abs(configured - measured) > 0.1 * measured:
@@ -156,7 +198,8 @@ def check_sigma_data(configured: float, measured: float) -> None:
         )
 
 
-def _label_dim(labels: np.ndarray, classes: tuple[str, ...] | None) -> int:
+def label_dim_of(labels: np.ndarray, classes: tuple[str, ...] | None) -> int:
+    """The entries of a vector, the number of class names, or one more than the largest class."""
     if labels.ndim == 2:
         return int(labels.shape[1])
     return len(classes) if classes is not None else int(labels.max()) + 1

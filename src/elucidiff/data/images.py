@@ -19,6 +19,7 @@ MAX_PIXELS = 64 * 2**20
 MAX_SIDE = 16_384
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
 OTHER_IMAGES = (".bmp", ".gif", ".tif", ".tiff", ".avif", ".heic", ".jp2", ".ppm", ".pgm")
+EXIF_ORIENTATION = 0x0112  # of its values 5 to 8 turn by 90 degrees
 WITHOUT_ALPHA = {"RGBA": "RGB", "LA": "L", "PA": "RGB"}
 
 
@@ -51,6 +52,23 @@ def decode(content: bytes, where: str) -> np.ndarray:
     except FormatError:
         raise
     except Exception as error:  # Pillow's decoders raise SyntaxError, struct.error, KeyError... on damaged files
+        raise FormatError(f"{where}: damaged image ({type(error).__name__}: {error})") from error
+
+
+def header(content: bytes, where: str) -> tuple[int, int, int]:
+    """(C, H, W) as `decode` would give them, from the header alone: 0.05 ms. Damage further on goes unnoticed."""
+    from PIL import Image
+
+    try:
+        kind = _kind(content, where)
+        with Image.open(io.BytesIO(content), formats=(kind,)) as image:
+            _check_size(image.width, image.height, where)
+            turned = "exif" in image.info and image.getexif().get(EXIF_ORIENTATION) in (5, 6, 7, 8)
+            channels = 1 if image.mode in ("1", "L", "LA") else 3
+            return (channels, image.width, image.height) if turned else (channels, image.height, image.width)
+    except FormatError:
+        raise
+    except Exception as error:  # as in `decode`
         raise FormatError(f"{where}: damaged image ({type(error).__name__}: {error})") from error
 
 

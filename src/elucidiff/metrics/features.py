@@ -54,7 +54,25 @@ def _batched(function: Callable[[Tensor], Tensor], samples: Tensor) -> Iterator[
         yield function(batch.to(widest_dtype(batch.device)))
 
 
-class DigitFeatures(Features, kind="digits"):
+class ClassFeatures(Features):
+    """Features of a network that also names a class. A subclass gives `classify` and `label_dim` too."""
+
+    def logits(self, samples: Tensor) -> Tensor:
+        """Logits (N, K) of the classes; the largest is the answer. Raises ValueError for a shape this cannot read."""
+        self.check(tuple(samples.shape[1:]))
+        return torch.cat(list(_batched(self.classify, samples)))
+
+    def classify(self, batch: Tensor) -> Tensor:
+        """Logits of one batch of floating samples."""
+        raise NotImplementedError
+
+    @property
+    def label_dim(self) -> int:
+        """The number of classes K."""
+        raise NotImplementedError
+
+
+class DigitFeatures(ClassFeatures, kind="digits"):
     """The layer before the logits of the shipped digit classifier (40 features), for grey 8x8 images.
 
     The classifier was trained on the held-out half of the embedded digits, the one that
@@ -69,10 +87,14 @@ class DigitFeatures(Features, kind="digits"):
         """The 40 features of one batch."""
         return shipped_classifier(str(batch.device), batch.dtype).features(batch)
 
-    def logits(self, images: Tensor) -> Tensor:
-        """Logits (N, 10) of the ten digits; the largest is the answer."""
-        self.check(tuple(images.shape[1:]))
-        return torch.cat([*_batched(lambda x: shipped_classifier(str(x.device), x.dtype)(x), images)])
+    def classify(self, batch: Tensor) -> Tensor:
+        """Logits (B, 10) of the ten digits."""
+        return shipped_classifier(str(batch.device), batch.dtype)(batch)
+
+    @property
+    def label_dim(self) -> int:
+        """Ten digits."""
+        return 10
 
 
 class Identity(Features, kind="identity"):

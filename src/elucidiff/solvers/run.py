@@ -29,7 +29,7 @@ class Past:
     t: float
     x: Tensor
     denoised: Tensor
-    kept: Mapping[str, Tensor] = field(default_factory=dict)
+    kept: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -69,9 +69,11 @@ class Run:
         self.clock = Clock(schedule, scaling)
         self.past: deque[Past] = deque(maxlen=memory)
         self.steps = 0
+        self.times: list[float] = []  # of the whole grid, once begun
+        self.noisy = False  # whether the stochasticity draws noise
         self.nfe = 0
         self._first: Tensor | None = None  # D of the step's first evaluation
-        self._kept: dict[str, Tensor] = {}
+        self._kept: dict[str, Any] = {}
         self._brownian: Brownian | None = None
         self._rounded: dict[float, float] = {}
         self._covered = self._reached = math.inf  # the lowest level whose noise is spent: before this step, now
@@ -125,8 +127,11 @@ class Run:
         moment = self.clock.at(t)
         return torch.sub(moment.x_weight * x, denoised, alpha=moment.D_weight)
 
-    def keep(self, name: str, value: Tensor) -> None:
-        """Leave a tensor for the steps that follow: `run.past[-1].kept[name]`. Solvers themselves hold no state."""
+    def keep(self, name: str, value: Any) -> None:
+        """Leave a tensor, or a record of tensors and numbers, for the steps that follow: `run.past[-1].kept[name]`.
+
+        Solvers themselves hold no state.
+        """
         self._kept[name] = value
 
     def renoise(self, x: Tensor, t: float, t_up: float, S_noise: float = 1.0) -> Tensor:
@@ -174,8 +179,8 @@ class Run:
 
     def begin(self, sigmas: Tensor, solver: Solver, stochasticity: Stochasticity) -> list[float]:
         """The times of the levels; everything that depends on time alone is computed here, in one go."""
-        times = self.clock.grid(sigmas)
-        self.steps = len(times) - 1
+        self.times = times = self.clock.grid(sigmas)
+        self.steps, self.noisy = len(times) - 1, stochasticity.draws
         if visited := stochasticity.visits(sigmas.tolist()):
             rounded = self.denoiser.round_sigma(torch.tensor(visited, dtype=torch.float64))
             self.clock.grid(rounded)

@@ -14,11 +14,13 @@ from .loop import train
 from .trainer import Step, Trainer, TrainingError
 
 if TYPE_CHECKING:
+    from .ablation import Ablation, ablate, configuration
     from .posthoc import reconstruct
     from .widths import Sweep, Width, sweep
 
 __all__ = [
     "EMA",
+    "Ablation",
     "Averaging",
     "HalfLife",
     "Power",
@@ -28,13 +30,20 @@ __all__ = [
     "Trainer",
     "TrainingError",
     "Width",
+    "ablate",
+    "configuration",
     "ema_beta",
     "reconstruct",
     "sweep",
     "train",
 ]
 
-_HOME_OF = {"reconstruct": "posthoc", "Sweep": "widths", "Width": "widths", "sweep": "widths"}
+_HOMES = {
+    "ablation": ("Ablation", "ablate", "configuration"),
+    "posthoc": ("reconstruct",),
+    "widths": ("Sweep", "Width", "sweep"),
+}
+_HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
 
 
 def __getattr__(name: str) -> Any:

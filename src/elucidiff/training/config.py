@@ -7,7 +7,9 @@ from typing import Any
 
 from ..augment import Augment
 from ..component import Value, require
+from ..conditioning import Conditioning
 from ..design import EDM, Design
+from ..errors import unknown
 from ..networks import Network
 from .ema import Averaging, HalfLife, members_of
 from .numerics import check_precision
@@ -24,7 +26,14 @@ OPTIONAL: dict[str, Any] = {
     "channels_last": False,
     "compile": False,
     "init": None,
+    "condition": None,
+    "grid_every": None,
+    "score_every": None,
+    "scores": (),
+    "score_num": 500,
+    "trackers": (),
 }
+TRACKERS = ("wandb", "trackio")  # what can be asked for; `training.trackers` knows how
 
 
 class TrainConfig(Value):
@@ -41,11 +50,17 @@ class TrainConfig(Value):
     conditional: use the labels of the data, if any; label_dropout: the chance to train a sample
     without its label, which classifier-free guidance needs.
     augment: non-leaky augmentation, whose labels the network is given; its augment_dim follows, unless set.
+    condition: the image that the network is given beside the noisy one, e.g. conditioning.LowRes(4), which is made of
+    the sample as augmented; None: no image.
     snapshots: how many models to write, the last at the end.
     accumulate: in how many parts a batch is worked through, for less memory; clip: the norm gradients are scaled to
     when theirs is above it. stratified: spread the noise levels of a batch evenly (`draws.draw`).
     precision: of the network, "float32", "bfloat16" or "float16" with loss scaling; weights, D, loss and averages stay
     float32. channels_last: the memory layout of images, up to 1.8 times as fast on CPUs; compile: by torch.compile.
+
+    What is watched changes no bit of the model. grid_every: images between two sheets of samples; score_every: between
+    two measurements of the loss on held-out data. None: at snapshots; a number: then too; 0: never. scores: what else
+    is measured then, of fd, kd, agreement, on `score_num` samples. trackers: wandb, trackio, beside TensorBoard's files.
     """
 
     data: str = "digits"
@@ -78,6 +93,12 @@ class TrainConfig(Value):
     channels_last: bool = False
     compile: bool = False
     init: str | None = None
+    condition: Conditioning | None = None
+    grid_every: int | None = None
+    score_every: int | None = None
+    scores: tuple[str, ...] = ()
+    score_num: int = 500
+    trackers: tuple[str, ...] = ()
 
     def validate(self) -> None:
         """Raise ValueError where a number is out of its range."""
@@ -99,6 +120,21 @@ class TrainConfig(Value):
         require(0 <= self.label_dropout <= 1, f"label_dropout: got {self.label_dropout}; expected a number in [0, 1]")
         require(self.seed >= 0, f"seed: got {self.seed}; expected an integer of at least 0")
         require(self.sigma_data is None or self.sigma_data > 0, f"sigma_data: got {self.sigma_data}; expected above 0")
+        self._check_watched()
+
+    def _check_watched(self) -> None:
+        for name in ("grid_every", "score_every"):
+            every = getattr(self, name)
+            require(every is None or every >= 0, f"{name}: got {every}; expected images, 0 for never, none for snapshots")
+        for tracker in self.trackers:
+            require(tracker in TRACKERS, unknown("tracker", tracker, TRACKERS))
+        if self.scores:
+            from ..analysis.scores import METRICS  # the measurements, which training does not need
+
+            for score in self.scores:
+                require(score in METRICS, unknown("score", score, METRICS))
+            require(self.heldout > 0, "scores: there are no held-out data to score against; set heldout, such as 0.1")
+            require(self.score_num >= 4, f"score_num: got {self.score_num}; expected at least 4 samples")
 
     def to_dict(self) -> dict[str, Any]:
         """The value as JSON data; what is optional and not asked for is left out."""

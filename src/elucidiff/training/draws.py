@@ -18,6 +18,7 @@ class Draws(NamedTuple):
     """One batch: y (B, *), labels (B, label_dim) or None, levels sigma (B,) float64, unit noise n (B, *).
 
     augment: the parameters of the augmentation, to be applied to y on the device; None without any.
+    condition: what the data pair y with, (B, K, *); None for data without.
     """
 
     y: Tensor
@@ -25,6 +26,7 @@ class Draws(NamedTuple):
     sigma: Tensor
     n: Tensor
     augment: dict[str, Tensor] | None = None
+    condition: Tensor | None = None
 
 
 class Order:
@@ -63,7 +65,8 @@ def draw(
     the size of the batch too.
     """
     seed, rows = order.seed, range(batch)
-    y, labels = data.batch(order.at(step * batch, batch))
+    chosen = order.at(step * batch, batch)
+    y, labels = data.batch(chosen)
     if labels is not None and label_dropout > 0:
         kept = keyed_uniform(seed, Stream.LABEL, step, rows) >= label_dropout
         labels = labels * kept[:, None]
@@ -72,4 +75,5 @@ def draw(
         u = (torch.from_numpy(keyed(seed, Stream.STRATUM, step).permutation(batch)) + u) / batch
     sigma = noise.quantile(u)
     n = keyed_normal(seed, Stream.NOISE, step, rows, y.shape[1:])
-    return Draws(y, labels, sigma, n, augment.draw(seed, step, rows) if augment else None)
+    parameters = augment.draw(seed, step, rows) if augment else None
+    return Draws(y, labels, sigma, n, parameters, data.conditions(chosen))

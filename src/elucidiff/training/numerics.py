@@ -50,7 +50,8 @@ def laid_out(y: Tensor, channels_last: bool) -> Tensor:
 
 def gradient_norm(parameters: list[nn.Parameter], clip: float | None) -> Tensor:
     """The norm of all gradients; above `clip` they are scaled to it. () on their device."""
-    norm = torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None], foreach=True)
+    gradients = [p.grad for p in parameters if p.grad is not None]
+    norm = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(gradients)))
     if clip is not None:
-        torch.nn.utils.clip_grads_with_norm_(parameters, clip, norm, foreach=True)
+        torch._foreach_mul_(gradients, (clip / (norm + 1e-6)).clamp(max=1))
     return norm

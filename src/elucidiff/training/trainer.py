@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from ..component import require
+from ..conditioning import Conditioning
 from ..data import Dataset, check_sigma_data
 from ..denoiser import Preconditioned
 from ..design import Design
@@ -67,7 +68,8 @@ class Trainer:
         with torch_seeded(config.seed, Stream.INIT):
             design, model = _initialised(config, dataset) if config.init else _new(config, dataset)
             uncertainty = _uncertainty(design, model.network)
-        model.to(config.device).train()
+        _check_pairs(config, model.conditioning, dataset)
+        model.to(config.device).train().requires_grad_(True)  # a loaded one is frozen
         lay_out(model, config.channels_last)
         averages = [(averaging, EMA(model)) for averaging in config.averages]
         parameters = list(model.parameters())
@@ -99,6 +101,8 @@ class Trainer:
         """
         config = self.config
         normalize_weights(self.model.network)  # of magnitude-preserving networks; the forward pass never changes them
+        if self.uncertainty is not None:
+            normalize_weights(self.uncertainty)
         drawn = draw(
             self.dataset,
             self.order,
@@ -132,6 +136,9 @@ class Trainer:
         if config.augment is not None:
             y, conditions["augment_labels"] = config.augment(y, parameters=drawn.augment)
         y = laid_out(y, config.channels_last)
+        if (conditioning := self.model.conditioning) is not None:
+            c = conditioning.of(y) if conditioning.from_data else cast("Tensor", drawn.condition).to(config.device)
+            conditions["condition"] = c
         with network_precision(config.precision, config.device):
             plain = loss_at(self.model, y, drawn.sigma, n, self.design.objective.weighting, **conditions)
         if self.uncertainty is None:
@@ -192,7 +199,30 @@ def _new(config: TrainConfig, dataset: Dataset) -> tuple[Design, Preconditioned]
         design.preconditioning,
         shape=dataset.shape,
         label_dim=dataset.label_dim if config.conditional else 0,
+        vector_labels=config.conditional and _has_vectors(dataset),
+        conditioning=config.condition,
     )
+
+
+def _check_pairs(config: TrainConfig, conditioning: Conditioning | None, dataset: Dataset) -> None:
+    """Raise ValueError where the data do not bring the conditions that the model needs, or these could not be kept."""
+    if conditioning is None or conditioning.from_data:
+        return
+    wanted, found = conditioning.shape(dataset.shape), dataset.condition
+    require(
+        found is not None and found.shape[1:] == wanted,
+        f"condition: {conditioning} needs data with conditions (N, {', '.join(map(str, wanted))}), in an npz under "
+        f"`condition`; got {'none' if found is None else found.shape}",
+    )
+    require(
+        config.augment is None,
+        "augment: would move samples, but not the images that they are paired with; leave one of the two out",
+    )
+
+
+def _has_vectors(dataset: Dataset) -> bool:
+    """Whether labels are vectors; those with class names are soft classes, which can be drawn."""
+    return dataset.labels is not None and dataset.labels.ndim == 2 and dataset.classes is None
 
 
 def _initialised(config: TrainConfig, dataset: Dataset) -> tuple[Design, Preconditioned]:
@@ -217,6 +247,10 @@ def _initialised(config: TrainConfig, dataset: Dataset) -> tuple[Design, Precond
             own == config.augment.label_dim,
             f"augment: has {config.augment.label_dim} label entries, the network of {config.init} takes {own}",
         )
+    require(
+        config.condition in (None, model.conditioning),
+        f"condition: got {config.condition}, but the model of {config.init} has {model.conditioning}; leave it out",
+    )
     design = config.design.replace(preconditioning=model.preconditioning)
     sigma_data = design.sigma_data
     return design.with_sigma_data(sigma_data) if sigma_data else design, model
