@@ -3,8 +3,8 @@
     python benchmarks/overhead.py [--json FILE]
 
 Prints three tables. Step overhead at batch 1: the time of a run with a denoiser that returns a stored tensor, less
-the calls of that denoiser, per step, and how much that is above the plain Heun loop's (target: 50 us; rk45, of six
-evaluations a step, misses it: it costs about what Heun costs for each evaluation). At batch 64: the loop's share beside
+the calls of that denoiser, per step, and how much that is above the plain Heun loop's (target: 50 us; rk45 steps over
+levels, and a state between two of its steps costs less than one of Heun). At batch 64: the loop's share beside
 the demo's network. Import: the package with all its public names, less `import torch`. Medians of repeats in which the
 samplers take turns, quartiles as spread. Churn spends 50 us on its float64 noise alone, which no loop can save.
 """

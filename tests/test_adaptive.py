@@ -99,13 +99,13 @@ def test_the_order_of_the_extension_on_a_gaussian(upwards):
 
 @pytest.mark.parametrize("tolerance", [1e-1, 1e-2, 1e-3, 1e-4, 1e-6, 1e-8])
 def test_the_error_at_every_level_follows_the_tolerance(tolerance):
-    """Of x 9 times what is tolerated at most; of D, whose order is one less, like tolerance^(4/5)."""
+    """Of x 3 times what is tolerated at most; of D, whose order is one less, like tolerance^(4/5)."""
     result = ed.sample(GAUSSIAN, rk45(tolerance, steps=60, to_zero=False), latents=LATENTS, record=True)
     exact = torch.stack([flow(80 * LATENTS, 80.0, sigma) for sigma in result.sigmas])
     D = torch.stack([GAUSSIAN(x, sigma) for x, sigma in zip(exact, result.sigmas, strict=True)])[:-1]
     unit = 1 + exact.abs()
-    assert ((result.trajectory.x - exact) / unit).abs().max() <= 9 * tolerance
-    assert ((result.trajectory.denoised - D) / unit[:-1]).abs().max() <= 5 * tolerance**0.8
+    assert ((result.trajectory.x - exact) / unit).abs().max() <= 3.5 * tolerance
+    assert ((result.trajectory.denoised - D) / unit[:-1]).abs().max() <= 1.5 * tolerance**0.8
 
 
 # What the levels of the grid change
@@ -136,7 +136,7 @@ def test_levels_between_cost_and_change_nothing(schedule, scaling, tolerance):
     assert all(torch.equal(x, ends[0]) and levels == asked[0] for x, levels in zip(ends, asked, strict=True))
 
 
-def test_a_step_leads_to_a_quarter_of_sigma_at_most():
+def test_a_step_leads_to_a_fifth_of_sigma_at_most():
     """With a tolerance that nothing exceeds: as many steps as the range asks for, upwards as well."""
     sampler = rk45(1e9, steps=30, sigma_min=0.01, sigma_max=50.0, to_zero=False)
     spy = Spy()
@@ -205,7 +205,7 @@ def test_no_step_beyond_the_next_level_while_there_is_noise(noise):
     sampler = rk45(1e-3, stochasticity=noise, steps=12)
     asked, result = by_step(sampler, seeds=[0])
     for levels, sigma_hat, below in zip(asked[:-1], result.trajectory.sigma_hat, result.sigmas[1:], strict=False):
-        assert levels[0] == sigma_hat and len(levels) in (7, 13)
+        assert levels[0] == sigma_hat and len(levels) % 6 == 1
         aim = below if noise.kind == "churn" else noise._lowered(sigma_hat.item(), below.item())
         assert levels[-1] == pytest.approx(float(aim), rel=1e-12)
     exact = ed.sample(GAUSSIAN, sampler.replace(solver=stochastic.Substeps()), seeds=[0])

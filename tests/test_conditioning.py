@@ -2,6 +2,8 @@
 
 import json
 import math
+import re
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -25,7 +27,10 @@ def rms(a: torch.Tensor, b: torch.Tensor) -> float:
     return float(((a - b) ** 2).mean().sqrt())
 
 
-def conditioned(conditioning=LowRes(2), shape=(1, 8, 8), **options) -> ed.Preconditioned:
+HALF = LowRes(2)
+
+
+def conditioned(conditioning=HALF, shape=(1, 8, 8), **options) -> ed.Preconditioned:
     """An untrained network whose output is not 0, and depends on all that it is given."""
     network = ed.networks.MLP(width=32, depth=1)
     model = ed.Preconditioned(network, ed.preconditioning.EDM(), shape=shape, conditioning=conditioning, **options)
@@ -45,7 +50,9 @@ class Reversed(torch.nn.Module):
 # The conditions
 
 
-@pytest.mark.parametrize(("shape", "mode"), [((2, 12), "linear"), ((3, 8, 12), "bilinear"), ((1, 4, 8, 4), "trilinear")])
+@pytest.mark.parametrize(
+    ("shape", "mode"), [((2, 12), "linear"), ((3, 8, 12), "bilinear"), ((1, 4, 8, 4), "trilinear")]
+)
 def test_lowres_is_area_averaging_and_interpolation(shape, mode):
     y = noise(2, *shape)
     pooled = {1: functional.avg_pool1d, 2: functional.avg_pool2d, 3: functional.avg_pool3d}[len(shape) - 1](y, 4)
@@ -210,9 +217,9 @@ def test_a_model_file_with_an_unknown_condition_is_refused(tmp_path, monkeypatch
 
 def test_super_resolution_follows_its_condition(tmp_path, capsys):
     settings = ["condition=lowres", "condition.filter=nearest", "network=mlp", "network.width=128", "network.depth=2"]
-    settings += ["batch=64", "lr=0.003", "ema_halflife=4000", "heldout=0.1"]
+    settings += ["batch=64", "lr=0.003", "ema_halflife=4000", "heldout=0.1", "snapshots=1"]
     run = str(tmp_path / "run")
-    assert main(["train", "digits", "--out", run, "--images", "32000", "--set", *settings]) == 0
+    assert main(["train", "digits", "--out", run, "--images", "24000", "--set", *settings]) == 0
     model = ed.load(run)
     assert model.conditioning == LowRes(4, "nearest")
     assert json.loads((tmp_path / "run" / "config.json").read_text())["condition"] == model.conditioning.to_dict()
@@ -220,7 +227,7 @@ def test_super_resolution_follows_its_condition(tmp_path, capsys):
     small = model.conditioning.reduced(truth)
     x = ed.sample(model, ed.EDM, seeds=range(64), condition=small).x.float()
     off, by_chance = rms(model.conditioning.reduced(x), small), rms(model.conditioning.reduced(x), small.roll(1, 0))
-    assert off < by_chance / 8, (off, by_chance)  # 0.02 and 0.3 as measured
+    assert off < by_chance / 5, (off, by_chance)  # 0.03 and 0.28 as measured
 
     # the same from files: a folder of full-size images, low-resolution arrays, one picture for all
     (tmp_path / "images").mkdir()
@@ -272,6 +279,69 @@ def test_training_refuses_what_does_not_fit(tmp_path, capsys):
         assert message in capsys.readouterr().err, message
     assert not (tmp_path / "run").exists()
     assert "condition" not in ed.TrainConfig().to_dict()
+
+
+# Pairs
+
+
+@pytest.fixture(scope="module")
+def pairs(tmp_path_factory):
+    """Digits, each paired with its mirror image and a channel that says nothing."""
+    images = ed.data.load("digits").values
+    rest = np.random.default_rng(0).integers(0, 256, images.shape, dtype=np.uint8)
+    path = tmp_path_factory.mktemp("pairs") / "pairs.npz"
+    np.savez(path, images=images, condition=np.concatenate([images[..., ::-1], rest], 1))
+    return path
+
+
+def test_image_to_image_follows_the_pairs_of_the_data(pairs, tmp_path, capsys):
+    settings = ["condition=paired", "network=mlp", "network.width=128", "network.depth=2", "batch=64", "lr=0.003"]
+    settings += ["ema_halflife=4000", "heldout=0.1", "accumulate=2", "snapshots=1"]
+    run = str(tmp_path / "run")
+    assert main(["train", str(pairs), "--out", run, "--images", "24000", "--set", *settings]) == 0
+    model, heldout = ed.load(run), ed.data.load(pairs).split(0.1)[1]
+    assert model.conditioning == Paired(2)
+    truth = heldout.tensor()[:64]
+    x = ed.sample(model, ed.EDM, seeds=range(64), condition=heldout.conditions(range(64))).x
+    assert rms(x, truth) < rms(x, truth.roll(1, 0)) / 3, (rms(x, truth), rms(x, truth.roll(1, 0)))
+    np.savez(tmp_path / "some.npz", images=heldout.values[:3], condition=heldout.condition[:3])
+    argv = ["sample", run, "--out", str(tmp_path / "out"), "--seeds", "0-2", "--condition", str(tmp_path / "some.npz")]
+    assert main(argv) == 0, capsys.readouterr().err
+    written = ed.data.load(tmp_path / "out").tensor()
+    assert rms(written, x[:3].clamp(-1, 1).float()) < 0.01
+    for bad, message in {("condition.K=1",): "(N, 1, 8, 8)", ("augment=xflip",): "augment: would move"}.items():
+        argv = ["train", str(pairs), "--out", str(tmp_path / "new"), "--images", "64", "--set", *settings, *bad]
+        assert main(argv) == 2
+        assert message in capsys.readouterr().err
+    assert main(["train", "digits", "--out", str(tmp_path / "new"), "--images", "64", "--set", "condition=paired"]) == 2
+    assert "got none" in capsys.readouterr().err
+
+
+def test_pairs_stay_with_their_samples(pairs, tmp_path):
+    data = ed.data.load(pairs)
+    for part in (data.subset([5, 2]), *data.split(0.3)):
+        rows = torch.arange(len(part))
+        assert torch.equal(part.conditions(rows)[:, :1], part.batch(rows)[0].flip(-1))
+    plain = ed.data.Dataset(data.values)
+    assert plain.conditions([0]) is None
+    assert (
+        len(
+            {data.fingerprint(), plain.fingerprint(), ed.data.Dataset(data.values, condition=data.values).fingerprint()}
+        )
+        == 3
+    )
+    np.savez(tmp_path / "bad.npz", images=data.values[:3], condition=data.condition[:3, :, :4])
+    with pytest.raises(FormatError, match=r"condition: got uint8 \(3, 2, 4, 8\)"):
+        ed.data.load(tmp_path / "bad.npz")
+
+
+def test_points_may_have_numbers_beside_them(tmp_path):
+    y = noise(500, 2, dtype=torch.float32)
+    np.savez(tmp_path / "points.npz", data=y.numpy(), condition=y.sum(1).numpy())
+    data = ed.data.load(tmp_path / "points.npz")
+    model = ed.Preconditioned(MLP, ed.preconditioning.EDM(), shape=(2,), conditioning=Paired(1))
+    assert data.conditions([0, 1]).shape == (2, 1)
+    assert model(y[:4], 1.0, condition=data.conditions(range(4))).shape == (4, 2)
 
 
 # Vectors as labels
@@ -349,7 +419,9 @@ def test_vectors_on_the_command_line(vector_run, tmp_path, capsys):
         str(tmp_path / "none.npy"): "no such file",
         "nan,1": "NaN",
     }.items():
-        assert main(["sample", str(vector_run), "--out", str(tmp_path / "new"), "--seeds", "0", f"--labels={given}"]) == 2
+        assert (
+            main(["sample", str(vector_run), "--out", str(tmp_path / "new"), "--seeds", "0", f"--labels={given}"]) == 2
+        )
         assert message in capsys.readouterr().err, given
     assert main(["sample", str(vector_run), "--out", str(tmp_path / "new"), "--seeds", "0"]) == 2
     assert "labels= is needed" in capsys.readouterr().err
@@ -378,3 +450,13 @@ def test_vectors_of_a_picture_folder_train(tmp_path):
         assert (model.label_dim, model.vector_labels) == (2, vectors)
         x = ed.sample(model, ed.EDM, seeds=range(2), labels=torch.tensor([0.5, 0.5])).x
         assert x.shape == (2, 1, 8, 8)
+
+
+def test_the_readme_s_example_runs(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    blocks = re.findall(r"```python\n(.*?)```", (Path(__file__).parents[1] / "README.md").read_text(), re.S)
+    block = next(b for b in blocks if "condition=superres" in b)
+    block = block.replace("condition=superres", "condition=superres, images=128, network=ed.networks.MLP(width=32)")
+    scope = {"ed": ed}
+    exec(compile(block, "README.md", "exec"), scope)
+    assert scope["small"].shape == (16, 1, 2, 2)

@@ -21,7 +21,7 @@ def test_a_short_demo_writes_everything_and_overwrites_nothing(tmp_path, monkeyp
     page = (tmp_path / "run/report.html").read_text()
     for text in ("Samples", "Scores", "From noise to digit", "Loss per noise level", "2nd-order Heun", "karras2022edm"):
         assert text in page
-    assert page.count("data:image/png;base64,") == 8
+    assert page.count("data:image/png;base64,") == 9
     with pytest.raises(FileExistsError, match="would be overwritten"):
         demo.run_demo(tmp_path / "run", images=1000, say=said.append)
 

@@ -438,7 +438,10 @@ SIZES = [
     ((3, 256, 256), DDPMPP(multipliers=(1, 1, 1, 2, 2, 2), attention=(16,))),
     ((3, 255, 255), DDPMPP(multipliers=(2,), attention=())),
     ((2,), MLP(width=128)),
-    ((1, 100), MLP(width=512)),
+    ((1, 99), MLP(width=512)),
+    ((2, 12), MLP(width=128)),
+    ((1, 100), DDPMPP(channels=32, multipliers=(1, 2, 2), blocks=1, attention=(50,))),
+    ((1, 1024), DDPMPP(channels=32, multipliers=(1, 2, 2), blocks=1, attention=())),
     ((3, 8, 8, 8), MLP(width=1024)),
 ]
 

@@ -161,7 +161,7 @@ def test_rk45_meets_its_tolerance(schedule, scaling):
                              to_zero=False)  # fmt: skip
         result = ed.sample(one.EXACT_AS_ONE, sampler, latents=one.LATENTS[None])
         error = result.x[0] / sampler.scaling.s(result.sigmas[-1]) - one.solution(LOW, HIGH)
-        assert error.square().mean().sqrt() <= 20 * tolerance  # 12 at most
+        assert error.square().mean().sqrt() <= tolerance  # 0.15 at most
 
 
 # weak order

@@ -1,5 +1,6 @@
 """What a dry run says: bytes and counts against those of a real run, and that it changes nothing."""
 
+import itertools
 import json
 import math
 
@@ -43,7 +44,7 @@ def test_the_bytes_are_those_of_the_tensors_of_a_run(tmp_path):
     trainer = Trainer.start(config, points())
     trainer.train_step()
     weights = [*trainer.model.parameters(), *trainer.model.buffers(), *trainer.uncertainty.parameters()]
-    assert found.weights == bytes_of(weights) - 0 * len(weights)
+    assert found.weights == bytes_of(weights)
     assert found.gradients == bytes_of(p.grad for p in trainer.parameters)
     assert found.adam == bytes_of(t for state in trainer.optimizer.state.values() for t in state.values())
     averages = [t for _, ema in trainer.averages for t in (*ema.module.parameters(), *ema.module.buffers())]
@@ -78,7 +79,7 @@ def test_a_plan_says_what_the_run_then_is(tmp_path):
     found = plan(config, digits, 0)
     run = ed.train(config, data=digits)
     model = ed.load(run)
-    assert found.samples, found.heldout == (360, 40)
+    assert (found.samples, found.heldout) == (360, 40)
     assert found.images == model.info["training"]["images_seen"] == found.steps * 64
     assert found.epochs == pytest.approx(2048 / 360)
     assert found.parameters == sum(p.numel() for p in model.parameters())
@@ -99,27 +100,36 @@ def test_snapshots_that_share_a_name_count_once(tmp_path, images, batch, snapsho
 
 
 def test_the_time_is_the_median_step_after_the_first_quarter(tmp_path, monkeypatch):
-    """A clock that says 100 s for each of two slow first steps, then 1, 2, 3, 1, 2, 9 s."""
+    """A clock that says 40 s for each of two slow first steps, then 1, 2, 3, 1, 2, 9 s."""
     ticks = [0.0]
-    for seconds in (100, 100, 1, 2, 3, 1, 2, 9):
+    for seconds in (40, 40, 1, 2, 3, 1, 2, 9):
         ticks += [ticks[-1] + seconds] * 2
     clock = iter(ticks)
     monkeypatch.setattr("elucidiff.training.plan.time.perf_counter", lambda: next(clock))
     found = plan(config_of(tmp_path), points(), 8)
-    assert found.step_seconds == 2.0 and found.seconds == 200.0 and found.first_step == 100.0
+    assert found.step_seconds == 2.0 and found.seconds == 200.0 and found.first_step == 40.0
     assert found.images_per_second == 32.0
+
+
+def test_a_probe_of_slow_steps_ends_early(tmp_path, monkeypatch):
+    """Steps of 50 s: the third is beyond two minutes."""
+    ticks, reported = itertools.count(0, 50), []
+    monkeypatch.setattr("elucidiff.training.plan.time.perf_counter", lambda: next(ticks) / 1.0)
+    found = plan(config_of(tmp_path), points(), 20, report=lambda done, total, text="": reported.append(done))
+    assert reported == [1, 2, 3] and found.step_seconds == 50.0 and found.seconds == 5000.0
 
 
 def test_planning_writes_nothing_and_leaves_the_run_as_it_is(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    data, before = points(), torch.random.get_rng_state()
+    data = points()
     config = config_of(tmp_path, images=640, network=TINY.replace(dropout=0.2))
     alone = ed.load(ed.train(config.replace(out="alone"), data=data)).state_dict()
+    before = torch.random.get_rng_state()
     assert plan(config, data, 5).steps == 10
+    assert torch.equal(before, torch.random.get_rng_state())
     assert [p.name for p in tmp_path.iterdir()] == ["alone"]
     after = ed.load(ed.train(config, data=data)).state_dict()
     assert all(torch.equal(alone[name], after[name]) for name in alone)
-    assert torch.equal(before, torch.random.get_rng_state())
 
 
 @pytest.mark.parametrize(
@@ -203,7 +213,7 @@ def test_a_run_needs_out_and_a_dry_run_refuses_what_the_run_would(tmp_path, caps
     assert "--out: got no run directory" in capsys.readouterr().err
     (tmp_path / "taken").mkdir()
     (tmp_path / "taken" / "file").write_text("mine")
-    assert main(["train", "digits", "--out", str(tmp_path / "taken"), "--dry-run"]) == 1
+    assert main(["train", "digits", "--out", str(tmp_path / "taken"), "--dry-run"]) == 2
     assert "would be overwritten" in capsys.readouterr().err
 
 

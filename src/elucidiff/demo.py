@@ -266,6 +266,7 @@ def _trajectory_section(page: Any, outcome: Outcome) -> None:
 
 def _training_section(page: Any, outcome: Outcome) -> None:
     from .report import loss_plot, training_plot
+    from .report.training import loss_by_sigma_plot
 
     lines = [json.loads(line) for line in (outcome.run / "metrics.jsonl").read_text().splitlines()]
     sigma = next(iter(outcome.profiles.values())).sigma
@@ -289,6 +290,11 @@ def _training_section(page: Any, outcome: Outcome) -> None:
                 training_plot([line["images"] for line in lines], [line["loss"] for line in lines]),
                 "Loss during training, over all noise levels.",
                 "Training loss by images seen",
+            ),
+            (
+                loss_by_sigma_plot(outcome.run),
+                "Loss per noise level while it trained, from light to dark: the smallest σ come last.",
+                "Loss by noise level in five parts of the training",
             ),
         ]
     )

@@ -39,7 +39,8 @@ class Drive:
     is not known yet, and after the answer it is run again from its beginning, with the answers and the noise
     of before. Nothing is committed until a step is complete, and nothing but plain values is held between calls,
     so a drive can be dropped, copied (copy.deepcopy) or pickled at any call. A step of k calls
-    runs k + 1 times, arithmetic only: nothing for the usual one to four calls, quadratic for rk45.
+    runs k + 1 times, arithmetic only: nothing for the usual one to four calls, quadratic for rk45, whose
+    steps over the levels of the grid ask 6 or more at some and none at most of many.
 
     Args:
         sampler: a Sampler, or a Design, whose sampler is used.

@@ -117,7 +117,7 @@ def apply_settings(value: AnyValue, settings: Sequence[str]) -> AnyValue:
     """A value with settings "name=value" and "element.parameter=value" applied, whatever their order.
 
     "solver=rk2" chooses a kind with its default parameters, "solver.alpha=0.6" sets one of them;
-    right-hand sides are JSON (numbers, true, null, lists, {"kind": ...}) or plain words.
+    right-hand sides are JSON (numbers, true, null, lists, {"kind": ...}) or plain words; lists may be 1,2,2.
     """
     data = value.to_dict()
     for name, text in sorted((_split(s) for s in settings), key=lambda item: item[0].count(".")):
@@ -131,6 +131,8 @@ def apply_settings(value: AnyValue, settings: Sequence[str]) -> AnyValue:
         if not isinstance(place, dict):
             raise ValueError(f"--set {name}: {'.'.join(path)} is {place!r} and has no parameters")
         chosen = _literal(text)
+        if isinstance(place.get(last), list) and not isinstance(chosen, list):
+            chosen = [_literal(part) for part in text.split(",")]
         is_element = isinstance(place.get(last), dict) or (last == "network" and isinstance(chosen, str))
         place[last] = {"kind": chosen} if is_element and isinstance(chosen, str) else chosen
     if "steps" in data and data.get("timesteps", {}).get("kind") == "fixed" and not _sets(settings, "steps"):

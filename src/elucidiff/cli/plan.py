@@ -43,6 +43,7 @@ def _rows(plan: Plan) -> list[tuple[str, str, str]]:
     fields = ", ".join(f"{k}={_short(v)}" for k, v in plan.network.items() if v and k not in ("kind", "patch"))
     own = "measured" if plan.sigma_data == plan.measured else f"set; {plan.measured:.4g} measured"
     part = f", in {plan.accumulate} parts" if plan.accumulate > 1 else ""
+    kept = _counted(len(plan.averages), "average")
     ramp = f"after a ramp of {plan.lr_ramp:,} images; {plan.lr_end:.3g} at the end"
     return [
         ("data", f"{plan.samples:,} of {shape}", f"{plan.heldout:,} more held out"),
@@ -55,11 +56,7 @@ def _rows(plan: Plan) -> list[tuple[str, str, str]]:
         ("averages", ", ".join(plan.averages), "of weights; the first is the model"),
         *_memory_rows(plan.memory),
         *_time_rows(plan),
-        (
-            "disk",
-            size(plan.disk),
-            f"{_counted(plan.snapshots, 'snapshot')} of {_counted(len(plan.averages), 'average')}",
-        ),
+        ("disk", size(plan.disk), f"{_counted(plan.snapshots, 'snapshot')} of {kept}"),
     ]
 
 

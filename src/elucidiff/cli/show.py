@@ -184,7 +184,9 @@ def model_facts(denoiser: Denoiser) -> dict[str, Any]:
     facts: dict[str, Any] = {
         "denoiser": type(denoiser).__name__,
         "shape": list(denoiser.shape or ()),
-        "classes": denoiser.label_dim or None,
+        "classes": None if denoiser.vector_labels else denoiser.label_dim or None,
+        "label vectors of": denoiser.label_dim if denoiser.vector_labels else None,
+        "conditioning": None if denoiser.conditioning is None else denoiser.conditioning.to_dict(),
         "noise levels": [denoiser.sigma_min, "inf" if denoiser.sigma_max == float("inf") else denoiser.sigma_max],
     }
     if isinstance(denoiser, Preconditioned) and denoiser.network_config is not None:

@@ -19,7 +19,9 @@ def trained(run: Path, images: int, *, machine: bool) -> None:
     print(f"trained on {images:,} images: {run}")
     if chosen is not None:
         print(f"best snapshot: {run / 'snapshots' / chosen['snapshot']}, held-out loss {chosen['heldout']:.4g}")
-    print(f"look: {'' if picture is None else f'{picture}, '}{run / 'samples' / 'training'}, tensorboard --logdir {run}")
+    print(
+        f"look: {'' if picture is None else f'{picture}, '}{run / 'samples' / 'training'}, tensorboard --logdir {run}"
+    )
     print(f"next: elucidiff sample {run} --out samples")
 
 

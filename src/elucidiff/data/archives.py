@@ -199,7 +199,7 @@ def _labels(files: Files, root: str, inner: list[str]) -> tuple[np.ndarray | Non
             return labels_of_csv(files.read(f"{folder}{LABELS_CSV}"), names, f"{files.path}: {folder}{LABELS_CSV}")
     beside = files.path.absolute().parent / LABELS_CSV
     if beside.is_file():
-        return labels_beside(beside, files.path, root, inner)
+        return labels_beside(beside, files.path.absolute(), root, inner)
     folders = [name.split("/")[0] for name in inner if "/" in name]
     if len(folders) < len(inner) or all(SHARD.fullmatch(folder) for folder in folders):
         return None, None

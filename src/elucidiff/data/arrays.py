@@ -17,7 +17,7 @@ from ..errors import FormatError
 from .dataset import Dataset
 from .labels import check_class_names, check_label_array, finite_float32
 
-VALUE_KEYS = ("images", "data", "x", "latents", "arr_0")
+VALUE_KEYS = ("images", "data", "x", "latents", "samples", "arr_0")
 LABEL_KEYS = ("labels", "y")
 CHANNELS = (1, 3, 4)
 MAX_RANK = 32  # numpy's own limit before version 2

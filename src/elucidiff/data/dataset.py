@@ -184,7 +184,23 @@ def names_at(names: tuple[str, ...] | None, chosen: np.ndarray) -> tuple[str, ..
     """The names at these indices (or where a mask is true); None where there are none."""
     if names is None:
         return None
-    return tuple(names[i] for i in np.arange(len(names))[chosen])
+    return tuple(names[i] for i in rows_of(chosen, len(names)))
+
+
+def rows_of(indices: Sequence[int] | np.ndarray | Tensor, n: int) -> np.ndarray:
+    """Rows 0 .. n - 1 as int64 from what NumPy takes for an index: negative numbers count from the end, or a mask.
+
+    Raises IndexError for a row that is not there.
+    """
+    rows = np.asarray(indices)
+    if rows.dtype == np.bool_:
+        if rows.shape != (n,):
+            raise IndexError(f"a mask of shape {rows.shape} for {n} samples")
+        return np.flatnonzero(rows)
+    rows = rows.astype(np.int64).reshape(-1)
+    if rows.size and not -n <= rows.min() <= rows.max() < n:
+        raise IndexError(f"rows {rows.min()} to {rows.max()} of {n} samples")
+    return np.where(rows < 0, rows + n, rows)
 
 
 def check_sigma_data(configured: float, measured: float) -> None:

@@ -32,7 +32,8 @@ def facts(dataset: Dataset) -> dict[str, Any]:
         "mean": _rounded(mean),
         "sigma_data": _rounded(sigma_data),
         "channels": channel_moments(part) if dataset.shape[0] <= MAX_CHANNELS else None,
-        "classes": dataset.label_dim or None,
+        "classes": None if _has_vectors(dataset) else dataset.label_dim or None,
+        "label vectors of": dataset.label_dim if _has_vectors(dataset) else None,
         "class names": list(dataset.classes) if dataset.classes else None,
         "samples a class": _counts(dataset),
         "duplicates": duplicates(dataset),
@@ -47,8 +48,12 @@ def channel_moments(dataset: Dataset) -> dict[str, list[float]]:
     return {"mean": [_rounded(mean) for mean, _ in moments], "std": [_rounded(std) for _, std in moments]}
 
 
+def _has_vectors(dataset: Dataset) -> bool:
+    return dataset.labels is not None and dataset.labels.ndim == 2
+
+
 def _counts(dataset: Dataset) -> list[int] | None:
-    if dataset.labels is None or dataset.labels.ndim != 1:
+    if dataset.labels is None or _has_vectors(dataset):
         return None
     return np.bincount(dataset.labels, minlength=dataset.label_dim).tolist()
 
@@ -74,12 +79,12 @@ def first_of(dataset: Dataset, i: int) -> dict[str, Any]:
     """A sample: its name or index, its label, its class, the range of its values as they are stored."""
     values = dataset.subset([i]).values
     label = None if dataset.labels is None else dataset.labels[i].tolist()
-    named = dataset.classes is not None and isinstance(label, int)
+    name = dataset.classes[label] if dataset.classes is not None and isinstance(label, int) else None
     number = int if dataset.is_image else _rounded
     return {
         "sample": _name(dataset, i),
         "label": label,
-        "class": dataset.classes[label] if named and dataset.classes else None,
+        "class": name,
         "range": [number(values.min()), number(values.max())],
         "mean": _rounded(float(values.mean())),
     }

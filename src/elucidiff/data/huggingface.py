@@ -41,8 +41,9 @@ def read_huggingface(source: str, progress: Progress | None = None) -> Dataset:
     rows = table.cast_column(image, library.Image(decode=False))[image]
     names = [f"row {i}" for i in range(len(table))]
     values = decoded(names, lambda i: _content(rows[i], f"{source}: row {i}"), source, progress)
-    labels, classes = (None, None) if label is None else _labels(table[label], features[label], f"{source}: {label}")
-    if labels is not None:
+    labels, classes = None, None
+    if label is not None:
+        labels, classes = _labels(table[label], features[label], f"{source}: {label}")
         labels = check_label_array(labels, len(values), f"{source}: {label}")
     return Dataset(values, labels, classes, f"{name.split('/')[-1]}-{split}", source)
 
@@ -54,7 +55,7 @@ def _parsed(source: str) -> tuple[str, str, str, str]:
         bool(parts[0]) and len(parts) <= 4,
         f"data: got {source!r}; expected hf:owner/name, with :split, :image_column and :label_column as needed",
     )
-    name, split, image, label = (*parts, *[""] * (4 - len(parts)))
+    name, split, image, label = parts + [""] * (4 - len(parts))
     return name, split or "train", image, label
 
 

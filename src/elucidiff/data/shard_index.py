@@ -30,7 +30,7 @@ LABELS = (".cls", ".json")
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """A sample in a tar: its file, that file's place, length and CRC-32, what decoding gives, the label as it stands."""
+    """A sample in a tar: its file, that file's place, length and CRC-32, what decoding gives, its label as it is."""
 
     name: str
     offset: int

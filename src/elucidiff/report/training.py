@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -67,7 +66,7 @@ def loss_by_sigma_plot(run: Path) -> bytes:
         raise FormatError(f"{run}: no loss_by_sigma.jsonl; expected the directory of a training run")
     figure, axes = _axes(6.4, 3.8)
     _by_sigma(axes, levels, [])
-    axes.set_title("")
+    axes.set(title="", ylabel="loss λ(σ) |D − y|², per entry")
     return _png(figure)
 
 
@@ -86,7 +85,9 @@ def _loss(axes: Axes, levels: Lines, scores: Lines) -> None:
     if scores:
         at = [line["images"] for line in scores]
         error = [line["heldout_error"] for line in scores]
-        axes.plot(at, [line["training"] for line in scores], "s--", color=QUIET, label="averaged weights, training data")
+        axes.plot(
+            at, [line["training"] for line in scores], "s--", color=QUIET, label="averaged weights, training data"
+        )
         axes.errorbar(at, [line["heldout"] for line in scores], error, fmt="o-", color=ORANGE, capsize=3,
                       label="averaged weights, held-out data")  # fmt: skip
     axes.set_title("loss λ|D − y|² per entry, over all noise levels")
@@ -117,18 +118,20 @@ def _spans(levels: Lines) -> list[tuple[int, int, Lines]]:
         start = 0 if i == SPANS else total // 2**i
         part = [line for line in levels if start < line["images"] <= end]
         if part:
-            found.append((start, end, part))
+            earlier = any(line["images"] <= start for line in levels)
+            found.append((start if earlier else 0, end, part))
             end = start
     return found[::-1]
 
 
 def _pooled(lines: Lines) -> tuple[np.ndarray, np.ndarray]:
-    """The mean loss of each bin over several lines, for the bins that have enough samples."""
+    """The mean loss of each bin over several lines, for the bins that have enough samples, or the fullest one."""
     sums: dict[float, np.ndarray] = {}
     for line in lines:
         for sigma, loss, count in zip(line["sigma"], line["loss"], line["count"], strict=True):
-            sums[sigma] = sums.get(sigma, np.zeros(2)) + (loss * count, count)
-    kept = sorted((sigma, total / count) for sigma, (total, count) in sums.items() if count >= ENOUGH)
+            sums[sigma] = sums.get(sigma, np.zeros(2)) + np.array([loss * count, count])
+    enough = min(ENOUGH, max(count for _, count in sums.values()))
+    kept = sorted((sigma, total / count) for sigma, (total, count) in sums.items() if count >= enough)
     return np.array([sigma for sigma, _ in kept]), np.array([mean for _, mean in kept])
 
 

@@ -12,6 +12,7 @@ from .config import TrainConfig
 from .ema import EMA, Averaging, HalfLife, Power, ema_beta
 from .loop import train
 from .trainer import Step, Trainer, TrainingError
+from .watch import Watcher
 
 if TYPE_CHECKING:
     from .ablation import Ablation, ablate, configuration
@@ -29,6 +30,7 @@ __all__ = [
     "TrainConfig",
     "Trainer",
     "TrainingError",
+    "Watcher",
     "Width",
     "ablate",
     "configuration",

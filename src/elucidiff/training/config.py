@@ -60,7 +60,7 @@ class TrainConfig(Value):
 
     What is watched changes no bit of the model. grid_every: images between two sheets of samples; score_every: between
     two measurements of the loss on held-out data. None: at snapshots; a number: then too; 0: never. scores: what else
-    is measured then, of fd, kd, agreement, on `score_num` samples. trackers: wandb, trackio, beside TensorBoard's files.
+    is measured then, of fd, kd, agreement, on `score_num` samples. trackers: wandb, trackio, beside TensorBoard.
     """
 
     data: str = "digits"
@@ -125,7 +125,7 @@ class TrainConfig(Value):
     def _check_watched(self) -> None:
         for name in ("grid_every", "score_every"):
             every = getattr(self, name)
-            require(every is None or every >= 0, f"{name}: got {every}; expected images, 0 for never, none for snapshots")
+            require(every is None or every >= 0, f"{name}: got {every}; expected images, 0 (never) or none (snapshots)")
         for tracker in self.trackers:
             require(tracker in TRACKERS, unknown("tracker", tracker, TRACKERS))
         if self.scores:

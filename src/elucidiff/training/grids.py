@@ -31,8 +31,8 @@ class Grids(Watcher):
 
     `grid_every` images: also in between; 0: none at all. Each sheet has the seeds 0, 1, ... and the same classes
     (a column each, up to 16) or label vectors and conditions (those of the first training samples), drawn by
-    EDM's sampler in 8 steps; `ed.sample` gives the same from the snapshot. Images become a sheet of images, volumes their
-    middle slices, points and signals a plot over some of the data.
+    EDM's sampler in 8 steps; `ed.sample` gives the same from the snapshot. Images become a sheet of images, volumes
+    their middle slices, points and signals a plot over some of the data.
     """
 
     def __init__(self, trackers: Trackers | None = None) -> None:
@@ -119,7 +119,7 @@ def write_picture(path: Path, x: Tensor, trainer: Trainer, columns: int) -> None
 
 
 def _scaled(x: Tensor, y: Tensor) -> Tensor:
-    """x with the range of the data y mapped to [-1, 1]."""
+    """The samples x, with the range of the data y mapped to [-1, 1]."""
     low, high = y.min(), y.max()
     return 2 * (x - low) / (high - low).clamp(min=1e-12) - 1
 
@@ -140,7 +140,7 @@ def _plot_points(path: Path, x: Tensor, y: Tensor, columns: int) -> None:
     x, y = (_pairs(points) for points in (x, y))
     for points, colour, radius in ((_scaled_axes(y, y), GREY, 2), (_scaled_axes(x, y), BLUE, 2)):
         for right, up in points.tolist():
-            if -1 <= min(right, up) and max(right, up) <= 1:
+            if max(abs(right), abs(up)) <= 1:
                 a, b = SIDE / 2 * (1 + right), SIDE / 2 * (1 - up)
                 draw.ellipse((a - radius, b - radius, a + radius, b + radius), fill=colour)
     sheet.save(path, format="PNG")

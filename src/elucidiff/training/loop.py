@@ -31,8 +31,9 @@ def train(
     """Train a model and write a run directory: config.json, snapshots/NNNNNN (EMA models, by kimg), and what was seen.
 
     That is metrics.jsonl and loss_by_sigma.jsonl, samples/training (pictures, by images), scores.jsonl where data are
-    held out, tensorboard (all of it). `data` replaces loading `config.data`; with `heldout` above 0 its held-out part is
-    not trained on. `watchers` are shown every step. progress: a bar on terminals, and every score as a line of stderr.
+    held out, tensorboard (all of it). `data` replaces loading `config.data`; with `heldout` above 0 its held-out part
+    is not trained on. `watchers` are shown every step. progress: a bar on terminals, and every score as a line of
+    stderr.
     Raises FileExistsError when the run directory has something in it, MissingExtraError for a tracker that is absent.
     """
     run = Path(config.out)

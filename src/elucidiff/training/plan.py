@@ -24,6 +24,7 @@ from .config import TrainConfig
 from .ema import HalfLife
 from .trainer import Trainer
 
+PATIENCE = 120.0  # seconds after which a probe makes no further step, from two on
 AUGMENTED = 4096  # samples whose parameters say how many an augmentation leaves as they are
 FEWEST_PLAIN = 0.05  # of the samples; with fewer, the network hardly learns what sampling asks it for
 
@@ -102,8 +103,9 @@ class Plan:
 def plan(config: TrainConfig, dataset: Dataset, probe_steps: int = 20, *, report: Report = silent) -> Plan:
     """What `train(config, data=dataset)` will take. Writes nothing, and changes nothing for the run that follows.
 
-    Makes the run's first `probe_steps` steps, and one more for its memory, on a trainer that is then thrown away; 0: no
-    step, and neither times nor activations. Raises what `train` would for a configuration that does not fit.
+    Makes the run's first `probe_steps` steps (fewer where they take minutes), and one more for its memory, on a trainer
+    that is then thrown away; 0: no step, and neither times nor activations. Raises what `train` would for a
+    configuration that does not fit.
     """
     require(probe_steps >= 0, f"probe_steps: got {probe_steps}; expected a number of steps, 0 for no probe")
     whole = len(dataset)
@@ -159,6 +161,8 @@ def _timed(trainer: Trainer, steps: int, report: Report) -> list[float]:
         trainer.train_step()
         times.append(time.perf_counter() - started)
         report(done + 1, steps, f"{trainer.config.batch / times[-1]:,.0f} images/s")
+        if done and sum(times) > PATIENCE:
+            break
     return times
 
 
@@ -262,12 +266,10 @@ def _warnings(config: TrainConfig, dataset: Dataset, snapshots: int) -> Iterator
     for averaging in config.averages:
         if isinstance(averaging, HalfLife) and averaging.halflife > images / 5:
             window = math.inf if averaging.ramp is None else averaging.ramp * images
-            remedy = (
-                f"ema_ramp holds it below {window:,.0f}" if window < images / 5 else f"choose about {images / 10:,.0f}"
-            )
-            yield (
-                f"ema_halflife: {averaging.halflife:,.0f} images are more than a fifth of the run's {images:,}; {remedy}"
-            )
+            held = f"ema_ramp holds it below {window:,.0f}"
+            remedy = held if window < images / 5 else f"choose about {images / 10:,.0f}"
+            halflife = f"ema_halflife: {averaging.halflife:,.0f} images"
+            yield f"{halflife} are more than a fifth of the run's {images:,}; {remedy}"
     if config.lr_ramp > images / 10:
         yield (
             f"lr_ramp: {config.lr_ramp:,} images are more than a tenth of the run's {images:,}, in which the learning "

@@ -64,7 +64,7 @@ class JsonLines(Watcher):
 
 
 class StepLines(JsonLines):
-    """A line every `LOG_EVERY` images and at the end, made of the steps since the last one (`lines`)."""
+    """A line every `LOG_EVERY` images and at the end, made of the steps since the last one (`line`)."""
 
     def start(self, trainer: Trainer, run: Path) -> None:
         """Open the file."""
