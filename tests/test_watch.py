@@ -318,15 +318,15 @@ def test_the_picture_of_a_run(watched, tmp_path):
 
 
 def test_the_end_names_the_best_snapshot_and_where_to_look(watched, capsys, monkeypatch):
-    from elucidiff.cli.trained import trained
+    from elucidiff.cli.train import _print_end
 
     run, _ = watched
     best = min((s for s in lines(run / "scores.jsonl") if s["snapshot"]), key=lambda s: s["heldout"])
-    trained(run, 5120, machine=True)
+    _print_end(run, 5120, machine=True)
     found = json.loads(capsys.readouterr().out)
     assert found["best"] == {"snapshot": best["snapshot"], "heldout": best["heldout"]}
     monkeypatch.setitem(sys.modules, "matplotlib.style", None)  # as if it were not installed
-    trained(run, 5120, machine=False)
+    _print_end(run, 5120, machine=False)
     out = capsys.readouterr().out
     assert str(run / "snapshots" / best["snapshot"]) in out and f"tensorboard --logdir {run}" in out
     assert "training.png" not in out

@@ -124,6 +124,7 @@ __all__ = [
     "posterior",
     "preconditioning",
     "push",
+    "recipes",
     "sample",
     "sample_states",
     "sampler",

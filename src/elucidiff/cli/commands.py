@@ -33,21 +33,18 @@ from .options import (
     JsonOption,
     LabelsOption,
     ModelArg,
-    RecipeOption,
     SamplerOption,
     SetOption,
     StepsOption,
     chosen_features,
-    chosen_recipe,
     chosen_sampler,
     is_model,
     load_model,
     read_data,
 )
-from .plan import planned
 from .prepare import prepare
 from .restore import restore
-from .trained import trained
+from .train import train
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -173,47 +170,6 @@ def inspect(
         show.model(load_model(data, "cpu"), data, machine=as_json)
     else:
         show.data(read_data(data), data, machine=as_json)
-
-
-def train(
-    data: DataArg,
-    out: Annotated[
-        Path | None, typer.Option("--out", "--outdir", help="New run directory; needed unless --dry-run.")
-    ] = None,
-    recipe: RecipeOption = None,
-    settings: SetOption = None,
-    images: Annotated[
-        int | None, typer.Option("--images", help="How many images to train on, repeats included.")
-    ] = None,
-    seed: Annotated[int, typer.Option("--seed", help="Of everything random.")] = 0,
-    device: DeviceOption = "cpu",
-    dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Only say what it would take, after 20 steps: memory, time, disk.")
-    ] = False,
-    as_json: JsonOption = False,
-) -> None:
-    """Train a model on a data set; EDM's design, sigma_data measured, unless --set says otherwise.
-
-    Example: elucidiff train digits --out runs/digits --images 300000 --set batch=64 network.channels=16
-    Example: elucidiff train digits --dry-run --set batch=256
-    Example: elucidiff train photos.zip --out runs/superres --set condition=lowres condition.factor=4
-    """
-    from ..training import train as train_model
-    from . import parse
-
-    if out is None and not dry_run:
-        raise ValueError("--out: got no run directory; expected a new folder, or --dry-run to see what it would take")
-    dataset = read_data(data)
-    config = chosen_recipe(recipe).replace(data=data, seed=seed, device=device)
-    config = config if out is None else config.replace(out=str(out))
-    if images is not None:
-        config = config.replace(images=images)
-    config = parse.apply_training_settings(config, settings or [], dataset)
-    if dry_run:
-        planned(config, dataset, out, as_json)
-        return
-    run = train_model(config, data=dataset, progress=True)
-    trained(run, config.steps * config.batch, machine=as_json)
 
 
 def evaluate(

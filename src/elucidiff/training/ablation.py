@@ -216,7 +216,7 @@ def ablate(
             done = len(cells) * len(seeds) + len(runs)
             runs.append(out / f"{baseline}-{letter}-{seed}")
             progress(done, total, f"{letter}, seed {seed}: training")
-            _trained(config.replace(seed=seed, out=str(runs[-1]), heldout=0.0), training)
+            _trained(config.replace(seed=seed, out=str(runs[-1]), heldout=0.0, grid_every=0), training)
             progress(done, total, f"{letter}, seed {seed}: sampling")
             model = load(runs[-1])
             found = bench.measured(fingerprint(model), model, chosen, 0, {"run": runs[-1].name})

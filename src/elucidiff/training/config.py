@@ -56,7 +56,8 @@ class TrainConfig(Value):
     accumulate: in how many parts a batch is worked through, for less memory; clip: the norm gradients are scaled to
     when theirs is above it. stratified: spread the noise levels of a batch evenly (`draws.draw`).
     precision: of the network, "float32", "bfloat16" or "float16" with loss scaling; weights, D, loss and averages stay
-    float32. channels_last: the memory layout of images, up to 1.8 times as fast on CPUs; compile: by torch.compile.
+    float32. channels_last: the memory layout of images; compile: by torch.compile. `benchmarks/training.py` measures
+    what they gain.
 
     What is watched changes no bit of the model. grid_every: images between two sheets of samples; score_every: between
     two measurements of the loss on held-out data. None: at snapshots; a number: then too; 0: never. scores: what else

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections import deque
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -87,8 +88,9 @@ class StepLines(JsonLines):
 class MetricsLog(StepLines):
     """metrics.jsonl: the means of loss and gradient norm over the steps since the last line, and where it stands.
 
-    images, loss (of what is minimised), seconds, lr (of the last step), grad_norm, images_per_second (since the
-    last line, all included); on GPUs memory_peak, in bytes.
+    images, loss (of what is minimised), seconds, lr (of the last step), grad_norm (of steps that did not overflow, as
+    float16 may; null when all did), images_per_second (since the last line, all included); on GPUs memory_peak, in
+    bytes.
     """
 
     file = "metrics.jsonl"
@@ -105,7 +107,7 @@ class MetricsLog(StepLines):
             "loss": sum(s.loss for s in steps) / len(steps),
             "seconds": round(seconds, 2),
             "lr": steps[-1].lr,
-            "grad_norm": sum(s.grad_norm for s in steps) / len(steps),
+            "grad_norm": _mean([s.grad_norm for s in steps if math.isfinite(s.grad_norm)]),
             "images_per_second": round(len(steps) * trainer.config.batch / max(seconds - self.before, 1e-9), 1),
         }
         device = torch.device(trainer.config.device)
@@ -113,6 +115,10 @@ class MetricsLog(StepLines):
             line["memory_peak"] = torch.cuda.max_memory_allocated(device)
         self.before = seconds
         self.write(line, {name: value for name, value in line.items() if name not in ("images", "seconds")})
+
+
+def _mean(values: Sequence[float]) -> float | None:
+    return sum(values) / len(values) if values else None
 
 
 class Bar(Watcher):

@@ -1,0 +1,81 @@
+"""`elucidiff train`: a model of the user's data; what it would take (`--dry-run`), and what it says at the end."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from . import show
+from .options import DataArg, DeviceOption, JsonOption, RecipeOption, SetOption, chosen_recipe, read_data
+from .plan import planned
+
+
+def train(
+    data: DataArg,
+    out: Annotated[
+        Path | None, typer.Option("--out", "--outdir", help="New run directory; needed unless --dry-run.")
+    ] = None,
+    recipe: RecipeOption = None,
+    settings: SetOption = None,
+    images: Annotated[
+        int | None, typer.Option("--images", help="How many images to train on, repeats included.")
+    ] = None,
+    seed: Annotated[int, typer.Option("--seed", help="Of everything random.")] = 0,
+    device: DeviceOption = "cpu",
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Only say what it would take, after 20 steps: memory, time, disk.")
+    ] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Train a model on a data set; EDM's design, sigma_data measured, unless --set says otherwise.
+
+    Example: elucidiff train digits --out runs/digits --images 300000 --set batch=64 network.channels=16
+    Example: elucidiff train digits --dry-run --set batch=256
+    Example: elucidiff train photos.zip --out runs/superres --set condition=lowres condition.factor=4
+    """
+    from ..training import train as train_model
+    from . import parse
+
+    if out is None and not dry_run:
+        raise ValueError("--out: got no run directory; expected a new folder, or --dry-run to see what it would take")
+    dataset = read_data(data)
+    config = chosen_recipe(recipe).replace(data=data, seed=seed, device=device)
+    config = config if out is None else config.replace(out=str(out))
+    if images is not None:
+        config = config.replace(images=images)
+    config = parse.apply_training_settings(config, settings or [], dataset)
+    if dry_run:
+        planned(config, dataset, out, as_json)
+        return
+    run = train_model(config, data=dataset, progress=True)
+    _print_end(run, config.steps * config.batch, machine=as_json)
+
+
+def _print_end(run: Path, images: int, *, machine: bool) -> None:
+    """Draw RUN/training.png, where Matplotlib is installed, and print what there is to see."""
+    from ..training.heldout import best
+
+    picture, chosen = _picture(run), best(run)
+    if machine:
+        found = {} if chosen is None else {"best": {"snapshot": chosen["snapshot"], "heldout": chosen["heldout"]}}
+        show.as_json({"run": str(run), "images": images} | found)
+        return
+    print(f"trained on {images:,} images: {run}")
+    if chosen is not None:
+        print(f"best snapshot: {run / 'snapshots' / chosen['snapshot']}, held-out loss {chosen['heldout']:.4g}")
+    print(
+        f"look: {'' if picture is None else f'{picture}, '}{run / 'samples' / 'training'}, tensorboard --logdir {run}"
+    )
+    print(f"next: elucidiff sample {run} --out samples")
+
+
+def _picture(run: Path) -> Path | None:
+    from ..errors import MissingExtraError
+    from ..report.training import write_training_picture
+
+    try:
+        return write_training_picture(run)
+    except MissingExtraError:
+        return None
