@@ -151,3 +151,17 @@ def test_the_command(tmp_path, capsys):
     assert [c["configuration"] for c in found["configurations"]] == ["A", "E"]
     assert Path(out / "ablation.png").read_bytes().startswith(b"\x89PNG")
     assert json.loads((out / "ablation.json").read_text()) == found
+
+
+def test_settings_name_elements_of_the_design_and_keep_the_recipes_network():
+    from elucidiff.cli.parse import apply_training_settings
+
+    data = ed.data.load("digits")
+    config = apply_training_settings(
+        ed.recipes.mnist(), ["noise.P_std=1.0", "weighting=min_snr", "preconditioning=vp", "network.channels=16"], data
+    )
+    assert config.network == ed.recipes.mnist().network.replace(channels=16)
+    assert config.design.preconditioning == ed.VP.preconditioning
+    assert config.design.objective == ed.objective.Objective(
+        noise=ed.objective.LogNormal(P_mean=0.0, P_std=1.0), weighting=ed.objective.MinSNR()
+    )

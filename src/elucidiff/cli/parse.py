@@ -158,6 +158,15 @@ def _literal(text: str) -> Any:
         return text
 
 
+# Where the elements of a design that training uses sit in a configuration.
+IN_DESIGN = {
+    "noise": "design.objective.",
+    "weighting": "design.objective.",
+    "objective": "design.",
+    "preconditioning": "design.",
+}
+
+
 def apply_training_settings(config: TrainConfig, settings: Sequence[str], dataset: Dataset) -> TrainConfig:
     """A training configuration with settings applied.
 
@@ -165,6 +174,7 @@ def apply_training_settings(config: TrainConfig, settings: Sequence[str], datase
     "ema=half_life,power" names the averages of weights to keep. "augment=edm", "augment=full" or
     "augment=xflip,translation" chooses an augmentation, "augment.p=0.15" changes it. "condition=lowres" conditions on
     an image, "condition.factor=2" says how. "trackers=wandb,trackio" and "scores=fd,agreement" are lists of words.
+    The elements of the design may be named alone: "weighting=learned", "noise.P_mean=-0.4", "preconditioning=vp".
     """
     from ..augment import named
     from ..design import PRESETS
@@ -173,7 +183,9 @@ def apply_training_settings(config: TrainConfig, settings: Sequence[str], datase
     rest, averages = [], None
     for setting in settings:
         name, text = _split(setting)
-        if name == "design":
+        if name.partition(".")[0] in IN_DESIGN:
+            rest.append(f"{IN_DESIGN[name.partition('.')[0]]}{name}={text}")
+        elif name == "design":
             if text not in PRESETS:
                 raise ValueError(unknown("design", text, PRESETS))
             config = config.replace(design=PRESETS[text])
@@ -187,7 +199,7 @@ def apply_training_settings(config: TrainConfig, settings: Sequence[str], datase
             averages = text
         else:
             rest.append(setting)
-    if any(_split(s)[0].startswith("network.") for s in rest) and not _sets(rest, "network"):
+    if any(_split(s)[0].startswith("network.") for s in rest) and not (config.network or _sets(rest, "network")):
         config = config.replace(network=for_shape(dataset.shape))
     if any(_split(s)[0].startswith("augment.") for s in rest) and config.augment is None and not _sets(rest, "augment"):
         config = config.replace(augment=named("edm", dataset.shape))
