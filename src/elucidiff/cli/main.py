@@ -41,7 +41,7 @@ def _root(version: Annotated[bool, typer.Option("--version", callback=_print_ver
 
 
 def run(argv: Sequence[str] | None = None) -> None:
-    """Run the command line and exit: 0 fine, 1 failed, 2 wrong use."""
+    """Run the command line and exit: 0 fine, 1 failed, 2 wrong use; `train` has two more, see `_code`."""
     sys.exit(main(list(sys.argv[1:] if argv is None else argv)))
 
 
@@ -63,7 +63,7 @@ def main(argv: list[str]) -> int:
     except Exception as error:
         if debug:
             raise
-        return _fail(_message(error), 2 if _is_wrong_use(error) else 1)
+        return _fail(_message(error), _code(error))
 
 
 def _fail(message: str, code: int) -> int:
@@ -79,6 +79,12 @@ def _message(error: Exception) -> str:
     if isinstance(error, (KeyError, AttributeError, IndexError, AssertionError)):
         return f"{type(error).__name__}: {text}. This is a bug in elucidiff; --debug shows where"
     return text
+
+
+def _code(error: Exception) -> int:
+    """2 for wrong use, 3 for a run of which no checkpoint is good, 85 for one that stopped and can go on, else 1."""
+    own = {"NoGoodCheckpoint": 3, "TrainingStopped": 85}  # by name: importing them would import torch
+    return own.get(type(error).__name__, 2 if _is_wrong_use(error) else 1)
 
 
 def _is_wrong_use(error: Exception) -> bool:

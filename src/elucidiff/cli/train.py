@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from . import show
-from .options import DataArg, DeviceOption, JsonOption, RecipeOption, SetOption, chosen_recipe, read_data
+from .options import DataArg, JsonOption, RecipeOption, SetOption, chosen_recipe, read_data
 from .plan import planned
+
+if TYPE_CHECKING:
+    from ..training import TrainConfig
 
 
 def train(
@@ -22,17 +25,29 @@ def train(
     images: Annotated[
         int | None, typer.Option("--images", help="How many images to train on, repeats included.")
     ] = None,
-    seed: Annotated[int, typer.Option("--seed", help="Of everything random.")] = 0,
-    device: DeviceOption = "cpu",
+    seed: Annotated[int | None, typer.Option("--seed", help="Of everything random. Default: 0.")] = None,
+    device: Annotated[str | None, typer.Option("--device", help="cpu, cuda, cuda:1, mps. Default: cpu.")] = None,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Only say what it would take, after 20 steps: memory, time, disk.")
     ] = False,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on with the run in --out; begin it where there is none.")
+    ] = False,
+    allow_changes: Annotated[
+        bool, typer.Option("--allow-changes", help="Resume with another configuration than before.")
+    ] = False,
+    time_limit: Annotated[
+        float | None, typer.Option("--time-limit", min=0, help="Seconds after which it saves its state and stops.")
+    ] = None,
     as_json: JsonOption = False,
 ) -> None:
     """Train a model on a data set; EDM's design, sigma_data measured, unless --set says otherwise.
 
     Example: elucidiff train digits --out runs/digits --images 300000 --set batch=64 network.channels=16
+    Stopped by a signal or --time-limit it saves its state and exits with code 85; --resume goes on, to the same bits.
+
     Example: elucidiff train digits --dry-run --set batch=256
+    Example: elucidiff train digits --out runs/digits --resume --time-limit 3600
     Example: elucidiff train photos.zip --out runs/superres --set condition=lowres condition.factor=4
     """
     from ..training import train as train_model
@@ -41,16 +56,28 @@ def train(
     if out is None and not dry_run:
         raise ValueError("--out: got no run directory; expected a new folder, or --dry-run to see what it would take")
     dataset = read_data(data)
-    config = chosen_recipe(recipe).replace(data=data, seed=seed, device=device)
-    config = config if out is None else config.replace(out=str(out))
+    config = _base(recipe, out if resume else None).replace(data=data)
+    given = {"out": None if out is None else str(out), "seed": seed, "device": device}
+    config = config.replace(**{name: value for name, value in given.items() if value is not None})
     if images is not None:
         config = config.replace(images=images)
     config = parse.apply_training_settings(config, settings or [], dataset)
     if dry_run:
         planned(config, dataset, out, as_json)
         return
-    run = train_model(config, data=dataset, progress=True)
+    run = train_model(
+        config, data=dataset, progress=True, resume=resume, allow_changes=allow_changes, time_limit=time_limit
+    )
     _print_end(run, config.steps * config.batch, machine=as_json)
+
+
+def _base(recipe: str | None, run: Path | None) -> TrainConfig:
+    """The configuration that settings change: a recipe, or that of a run that goes on, or the default."""
+    from ..training import TrainConfig
+
+    if recipe is None and run is not None and (run / "config.json").is_file():
+        return TrainConfig.load(run / "config.json")
+    return chosen_recipe(recipe)
 
 
 def _print_end(run: Path, images: int, *, machine: bool) -> None:

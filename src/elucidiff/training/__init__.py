@@ -8,8 +8,10 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
+from .checkpoint import NoGoodCheckpoint
 from .config import TrainConfig
 from .ema import EMA, Averaging, HalfLife, Power, ema_beta
+from .interruption import TrainingStopped
 from .loop import train
 from .trainer import Step, Trainer, TrainingError
 from .watch import Watcher
@@ -24,12 +26,14 @@ __all__ = [
     "Ablation",
     "Averaging",
     "HalfLife",
+    "NoGoodCheckpoint",
     "Power",
     "Step",
     "Sweep",
     "TrainConfig",
     "Trainer",
     "TrainingError",
+    "TrainingStopped",
     "Watcher",
     "Width",
     "ablate",

@@ -32,7 +32,14 @@ OPTIONAL: dict[str, Any] = {
     "scores": (),
     "score_num": 500,
     "trackers": (),
+    "grad_nonfinite": "skip",
+    "checkpoint_every": None,
 }
+# Fields that change no bit of a model, or only say how long it is trained: a run may go on with others.
+HARMLESS = (
+    "data", "out", "images", "snapshots", "grid_every", "score_every", "scores", "score_num", "trackers",
+    "checkpoint_every",
+)  # fmt: skip
 TRACKERS = ("wandb", "trackio")  # what can be asked for; `training.trackers` knows how
 
 
@@ -58,6 +65,10 @@ class TrainConfig(Value):
     precision: of the network, "float32", "bfloat16" or "float16" with loss scaling; weights, D, loss and averages stay
     float32. channels_last: the memory layout of images; compile: by torch.compile. `benchmarks/training.py` measures
     what they gain.
+
+    grad_nonfinite: "skip" leaves out a step in which something is not finite, "clean" does as the paper's training: NaN
+    to 0, infinities to +-1e5 in the gradients. checkpoint_every: images between two checkpoints; None: so often that
+    it takes below 1 % of the time; 0: never.
 
     What is watched changes no bit of the model. grid_every: images between two sheets of samples; score_every: between
     two measurements of the loss on held-out data. None: at snapshots; a number: then too; 0: never. scores: what else
@@ -100,6 +111,8 @@ class TrainConfig(Value):
     scores: tuple[str, ...] = ()
     score_num: int = 500
     trackers: tuple[str, ...] = ()
+    grad_nonfinite: str = "skip"
+    checkpoint_every: int | None = None
 
     def validate(self) -> None:
         """Raise ValueError where a number is out of its range."""
@@ -121,7 +134,17 @@ class TrainConfig(Value):
         require(0 <= self.label_dropout <= 1, f"label_dropout: got {self.label_dropout}; expected a number in [0, 1]")
         require(self.seed >= 0, f"seed: got {self.seed}; expected an integer of at least 0")
         require(self.sigma_data is None or self.sigma_data > 0, f"sigma_data: got {self.sigma_data}; expected above 0")
+        wanted = ("skip", "clean")
+        require(self.grad_nonfinite in wanted, unknown("grad_nonfinite", self.grad_nonfinite, wanted))
+        every = self.checkpoint_every
+        require(every is None or every >= 0, f"checkpoint_every: got {every}; expected images, 0 (never) or none")
         self._check_watched()
+
+    def differences(self, other: TrainConfig) -> dict[str, tuple[Any, Any]]:
+        """The fields that change results and differ, with both values; names below "network" and so on have dots."""
+        mine, theirs = (_flat(value.to_dict()) for value in (self, other))
+        names = [n for n in {**mine, **theirs} if n.partition(".")[0] not in HARMLESS and mine.get(n) != theirs.get(n)]
+        return {name: (mine.get(name), theirs.get(name)) for name in names}
 
     def _check_watched(self) -> None:
         for name in ("grid_every", "score_every"):
@@ -159,3 +182,11 @@ class TrainConfig(Value):
     def steps(self) -> int:
         """The number of optimiser steps."""
         return math.ceil(self.images / self.batch)
+
+
+def _flat(data: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """{"network.channels": 32, ...} of nested JSON data."""
+    found: dict[str, Any] = {}
+    for name, value in data.items():
+        found |= _flat(value, f"{prefix}{name}.") if isinstance(value, dict) else {f"{prefix}{name}": value}
+    return found

@@ -11,6 +11,7 @@ from torch import Tensor
 from ..data.writing import contact_sheet, write_image
 from ..design import EDM
 from ..sampler import Sampler, sample
+from .checkpoint import State
 from .trainer import Step, Trainer
 from .watch import Watcher
 
@@ -57,6 +58,14 @@ class Grids(Watcher):
         """Draw what the snapshot would."""
         if trainer.config.grid_every != 0 and self.drawn != trainer.images_seen:
             self.draw(trainer)
+
+    def state(self) -> State:
+        """When the last one was drawn."""
+        return State({}, {"drawn": self.drawn})
+
+    def restore(self, state: State) -> None:
+        """Remember it."""
+        self.drawn = state.facts["drawn"]
 
     def draw(self, trainer: Trainer) -> None:
         """Sample, write the picture, tell the trackers."""

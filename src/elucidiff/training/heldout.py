@@ -16,6 +16,7 @@ from ..denoiser import evaluation_mode
 from ..objective import loss_at
 from ..sampler import sample
 from ..seeds import Stream, keyed, keyed_normal
+from .checkpoint import State
 from .grids import SAMPLER, image_condition
 from .trainer import Step, Trainer
 from .watch import JsonLines
@@ -62,6 +63,14 @@ class HeldOut(JsonLines):
         """Measure the snapshot."""
         if trainer.config.score_every != 0:
             self.measure(trainer, seconds, folder.name)
+
+    def state(self) -> State:
+        """When it was measured last."""
+        return State({}, {"scored": self.scored})
+
+    def restore(self, state: State) -> None:
+        """Remember it."""
+        self.scored = state.facts["scored"]
 
     def measure(self, trainer: Trainer, seconds: float, snapshot: str | None) -> None:
         """Write a line, and say it in words."""

@@ -26,8 +26,11 @@ class LossBySigma(StepLines):
 
     def line(self, trainer: Trainer, steps: Sequence[Step], seconds: float) -> None:
         """Write the line of these steps."""
-        sigma = torch.cat([step.sigma for step in steps])
-        losses = torch.cat([step.losses for step in steps]).double() / math.prod(trainer.dataset.shape)
+        good = [step for step in steps if not step.skipped] or steps[:0]
+        sigma = torch.cat([torch.empty(0), *(step.sigma for step in good)])
+        losses = torch.cat([torch.empty(0), *(step.losses for step in good)]).double() / math.prod(
+            trainer.dataset.shape
+        )
         middles, means, counts = by_bin(sigma, losses)
         line = {"images": steps[-1].images, "sigma": middles, "loss": means, "count": counts}
         told = [(s, loss) for s, loss, n in zip(middles, means, counts, strict=True) if n >= ENOUGH]

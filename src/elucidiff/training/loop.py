@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import cast
@@ -16,63 +16,125 @@ from ..denoiser import Preconditioned
 from ..files import refuse_existing
 from ..models import save
 from ..progress import bar
+from .checkpoint import Pace, read, remove_leftovers, write
 from .config import TrainConfig
 from .grids import Grids
 from .heldout import HeldOut
+from .interruption import Interruption, TrainingStopped, locked
 from .levels import LossBySigma
+from .resume import check_same, restore, restore_watchers, whole_state
 from .trackers import Trackers
 from .trainer import Trainer
 from .watch import Bar, MetricsLog, Watcher
 
+CONFIG = "config.json"
+
 
 def train(
-    config: TrainConfig, *, data: Dataset | None = None, progress: bool = False, watchers: Sequence[Watcher] = ()
+    config: TrainConfig,
+    *,
+    data: Dataset | None = None,
+    progress: bool = False,
+    watchers: Sequence[Watcher] = (),
+    resume: bool = False,
+    allow_changes: bool = False,
+    time_limit: float | None = None,
 ) -> Path:
     """Train a model and write a run directory: config.json, snapshots/NNNNNN (EMA models, by kimg), and what was seen.
 
     That is metrics.jsonl and loss_by_sigma.jsonl, samples/training (pictures, by images), scores.jsonl where data are
-    held out, tensorboard (all of it). `data` replaces loading `config.data`; with `heldout` above 0 its held-out part
-    is not trained on. `watchers` are shown every step. progress: a bar on terminals, and every score as a line of
-    stderr.
-    Raises FileExistsError when the run directory has something in it, MissingExtraError for a tracker that is absent.
+    held out, tensorboard (all of it). checkpoint/ has the full state, the last two, for going on.
+
+    Args:
+        config: what to train; `out` is the run directory.
+        data: replaces loading `config.data`. With `heldout` above 0 the held-out part is not trained on.
+        progress: a bar on terminals, and every score as a line of stderr.
+        watchers: are shown every step.
+        resume: go on with the run that is there, from its newest good checkpoint: the result has the bits of a run that
+            never stopped. Without a run there it begins. `config` may ask for more images, and for other watching.
+        allow_changes: let the rest of a resumed run have another configuration.
+        time_limit: seconds after which it stops as if by SIGTERM or SIGINT: the state is saved.
+
+    Raises:
+        FileExistsError: when the run directory has something in it, and `resume` was not asked for.
+        ValueError: where configuration or data are not those of the run that is there.
+        NoGoodCheckpoint: where all its checkpoints are damaged.
+        RuntimeError: where another process trains in this folder.
+        TrainingStopped: after a signal or the time limit.
+        TrainingError: where nothing is finite any more; the last checkpoint is intact.
+        MissingExtraError: for a tracker that is absent.
     """
     run = Path(config.out)
-    refuse_existing(run)
+    if not resume:
+        refuse_existing(run)
     trackers = Trackers(config)
     with bar("reading data", progress) as report:
         dataset = data if data is not None else datasets.load(config.data, report)
     heldout = None
     if config.heldout:
         dataset, heldout = dataset.split(config.heldout)
-    trainer = Trainer.start(config, dataset)
-    run.mkdir(parents=True, exist_ok=True)
-    config.save(run / "config.json")
+    say = _sayer(progress)
     with ExitStack() as stack:
+        goes_on = (run / CONFIG).is_file()
+        if not goes_on:
+            trainer = Trainer.start(config, dataset)
+        run.mkdir(parents=True, exist_ok=True)
+        stack.enter_context(locked(run))
+        found = None
+        if goes_on:
+            check_same(TrainConfig.load(run / CONFIG), config, allow_changes)
+            found = read(run, say)
+            trainer = Trainer.start(config, dataset)
+        config.save(run / CONFIG)
+        remove_leftovers(run)
+        seconds = restore(trainer, found)
         report = stack.enter_context(bar("training", progress))
-        everyone = [trackers, Bar(report), *_standard(trackers, heldout, progress), *watchers]
+        everyone = [trackers, Bar(report), *_standard(trackers, heldout, say), *watchers]
         for watcher in everyone:
             watcher.start(trainer, run)
             stack.callback(watcher.close)
-        started = time.perf_counter()
-        for done in range(1, config.steps + 1):
-            step = trainer.train_step()
-            seconds = time.perf_counter() - started
-            for watcher in everyone:
-                watcher.step(trainer, step, seconds)
-            if _snapshot_due(done, config):
-                folder = _save_snapshot(trainer, run, seconds)
-                for watcher in everyone:
-                    watcher.snapshot(trainer, folder, seconds)
+        if found is not None:
+            restore_watchers(found, everyone)
+            say(f"going on after {trainer.images_seen:,} images")
+        stop = stack.enter_context(Interruption(time_limit).listening())
+        _steps(trainer, run, everyone, stop, seconds)
     return run
 
 
-def _standard(trackers: Trackers, heldout: Dataset | None, progress: bool) -> list[Watcher]:
-    """What watches every run, and tells the trackers."""
+def _steps(trainer: Trainer, run: Path, watchers: Sequence[Watcher], stop: Interruption, before: float) -> None:
+    """All steps that are left; `before`: seconds that the run took already."""
+    config, pace, started = trainer.config, Pace(trainer.config.checkpoint_every), time.perf_counter()
+    pace.images = trainer.images_seen
+    while trainer.step < config.steps:
+        step = trainer.train_step()
+        seconds = before + time.perf_counter() - started
+        for watcher in watchers:
+            watcher.step(trainer, step, seconds)
+        if _snapshot_due(trainer.step, config):
+            folder = _save_snapshot(trainer, run, seconds)
+            for watcher in watchers:
+                watcher.snapshot(trainer, folder, seconds)
+        last = trainer.step == config.steps
+        reason = None if last else stop.asked()
+        if config.checkpoint_every != 0 and (last or reason or pace.due(step.images)):
+            began = time.perf_counter()
+            write(run, step.images, whole_state(trainer, watchers, seconds))
+            pace.wrote(step.images, time.perf_counter() - began)
+        if reason:
+            kept = "nothing was saved" if config.checkpoint_every == 0 else "the state is saved; resume goes on"
+            raise TrainingStopped(f"{run}: stopped by {reason} after {step.images:,} images; {kept}")
 
+
+def _sayer(progress: bool) -> Callable[[str], None]:
     def say(text: str) -> None:
         if progress:
             print(text, file=sys.stderr)  # above the bar, where there is one
 
+    return say
+
+
+def _standard(trackers: Trackers, heldout: Dataset | None, say: Callable[[str], None]) -> list[Watcher]:
+    """What watches every run, and tells the trackers."""
     found: list[Watcher] = [MetricsLog(trackers), LossBySigma(trackers), Grids(trackers)]
     return found if heldout is None else [*found, HeldOut(heldout, trackers, say)]
 
@@ -95,5 +157,7 @@ def _save_snapshot(trainer: Trainer, run: Path, seconds: float) -> Path:
     home, name = run / "snapshots", _snapshot_name(trainer.step, trainer.config)
     for averaging, ema in reversed(trainer.averages):
         folder = home / (name if ema is trainer.ema else f"{name}-{averaging.name}")
-        save(cast("Preconditioned", ema.module), folder, design=trainer.design, info=trainer.info(seconds, averaging))
+        if not folder.exists():  # else written before the run was interrupted, with the same bits
+            info = trainer.info(seconds, averaging)
+            save(cast("Preconditioned", ema.module), folder, design=trainer.design, info=info)
     return home / name

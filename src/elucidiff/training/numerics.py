@@ -55,3 +55,10 @@ def gradient_norm(parameters: list[nn.Parameter], clip: float | None) -> Tensor:
     if clip is not None:
         torch._foreach_mul_(gradients, (clip / (norm + 1e-6)).clamp(max=1))
     return norm
+
+
+def clean_gradients(parameters: list[nn.Parameter]) -> None:
+    """NaN to 0 and infinities to +-1e5, in place, as the published training does (EDM paper, appendix F)."""
+    for p in parameters:
+        if p.grad is not None:
+            p.grad.nan_to_num_(nan=0.0, posinf=1e5, neginf=-1e5)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any, cast
@@ -14,14 +15,20 @@ from ..conditioning import Conditioning
 from ..data import Dataset, check_sigma_data
 from ..denoiser import Preconditioned
 from ..design import Design
+from ..errors import FormatError
 from ..models import load
 from ..networks import Network, Uncertainty, for_shape, normalize_weights
 from ..objective import Learned, loss_at, with_uncertainty
 from ..seeds import Stream, torch_seeded
+from .checkpoint import State
 from .config import TrainConfig
 from .draws import Draws, Order, draw
 from .ema import EMA, Averaging
-from .numerics import gradient_norm, laid_out, lay_out, network_precision, scaler_of
+from .numerics import clean_gradients, gradient_norm, laid_out, lay_out, network_precision, scaler_of
+
+TOLERATED = 10  # steps in a row that may change nothing
+MOMENTS = ("exp_avg", "exp_avg_sq")  # of Adam
+ORIGIN = ("license", "imported")  # what is known of foreign weights, and stays true of what is made of them
 
 
 class TrainingError(RuntimeError):
@@ -33,6 +40,7 @@ class Step:
     """What a step saw. losses: lambda ||D - y||^2 of its samples (B,), at levels sigma (B,) float64, on the CPU.
 
     images: seen after it. loss: the mean of what was minimised. grad_norm: of all gradients, before clipping.
+    skipped: why the step changed nothing, None as a rule.
     """
 
     images: int
@@ -41,6 +49,7 @@ class Step:
     losses: Tensor
     grad_norm: float
     lr: float
+    skipped: str | None = None
 
 
 @dataclass
@@ -48,6 +57,7 @@ class Trainer:
     """The live state of a run: the model in training, its averages, the optimiser, the step.
 
     uncertainty: u(c_noise) of a learned weighting, trained beside the model and needed by nothing afterwards.
+    skipped: how many steps in a row changed nothing, since something in them was not finite.
     """
 
     config: TrainConfig
@@ -61,6 +71,7 @@ class Trainer:
     uncertainty: nn.Module | None = None
     step: int = 0
     parameters: list[nn.Parameter] = field(default_factory=list)
+    skipped: int = 0
 
     @classmethod
     def start(cls, config: TrainConfig, dataset: Dataset) -> Trainer:
@@ -94,7 +105,10 @@ class Trainer:
         return self.step * self.config.batch
 
     def train_step(self) -> Step:
-        """One step of Adam on one batch. Raises TrainingError when a loss is not finite.
+        """One step of Adam on one batch.
+
+        Where a loss or a gradient is not finite, nothing is changed and the next step goes on (`Step.skipped`); the
+        tenth such step in a row raises TrainingError.
 
         The batch is worked through in `accumulate` parts, whose gradients are summed: memory falls, and the step is the
         same but for rounding, and for the masks of dropout, which each part draws for itself.
@@ -118,15 +132,16 @@ class Trainer:
         for i, part in enumerate(_parts(drawn, config.accumulate)):
             with torch_seeded(config.seed, Stream.NETWORK, self.step, i):  # dropout
                 loss, plain = self._losses(part)
-                self._check_finite(loss, part.sigma)
                 self.scaler.scale(loss.sum() / config.batch).backward()
             minimised.append(loss.detach())
             losses.append(plain.detach())
-        norm = self._update()
+        reason = self._not_finite(drawn, torch.cat(minimised))
+        norm, reason = (torch.tensor(math.nan), reason) if reason else self._update()
+        self._count(reason)
         self.step += 1
         lr = config.lr_at(self.images_seen)
         mean = torch.cat(minimised).mean().item()
-        return Step(self.images_seen, mean, drawn.sigma, torch.cat(losses).cpu(), norm.item(), lr)
+        return Step(self.images_seen, mean, drawn.sigma, torch.cat(losses).cpu(), norm.item(), lr, reason)
 
     def _losses(self, drawn: Draws) -> tuple[Tensor, Tensor]:
         """What is minimised and lambda ||D - y||^2, each (B,); without a learned uncertainty they are one."""
@@ -146,32 +161,84 @@ class Trainer:
         u = self.uncertainty((drawn.sigma.log() / 4).to(config.device))
         return with_uncertainty(plain, u, y[0].numel()), plain
 
-    def _update(self) -> Tensor:
-        """Clip, step, average; the norm of the gradients."""
+    def _update(self) -> tuple[Tensor, str | None]:
+        """Clip, step, average; the norm of the gradients, and why nothing was done instead."""
         config, images = self.config, self.images_seen + self.config.batch
         self.scaler.unscale_(self.optimizer)
+        if config.grad_nonfinite == "clean":
+            clean_gradients(self.parameters)
         norm = gradient_norm(self.parameters, config.clip)
+        if not norm.isfinite() and not self.scaler.is_enabled():  # the scaler expects overflows, and skips them itself
+            return norm, f"the gradient of {self._first_bad_gradient()} is not finite"
         for group in self.optimizer.param_groups:
             group["lr"] = config.lr_at(images)
         self.scaler.step(self.optimizer)
         self.scaler.update()
         for averaging, ema in self.averages:
             ema.update(averaging.beta(config.batch, images))
-        return norm
+        return norm, None
 
-    def _check_finite(self, loss: Tensor, sigma: Tensor) -> None:
-        if torch.isfinite(loss).all():
-            return
+    def _not_finite(self, drawn: Draws, loss: Tensor) -> str | None:
+        """What is not finite: a sample, a weight or a loss; None as a rule, and where gradients are to be cleaned."""
+        if self.config.grad_nonfinite == "clean" or torch.isfinite(loss).all():
+            return None
         bad = int((~torch.isfinite(loss)).nonzero()[0])
-        raise TrainingError(
-            f"step {self.step}: the loss is {loss[bad].item()} at sigma = {sigma[bad].item():.4g}; lower lr"
-        )
+        at = f"the loss is {loss[bad].item()} at sigma = {drawn.sigma[bad].item():.4g}"
+        if not drawn.y[bad].isfinite().all():
+            return f"{at}; its sample is not finite"
+        weights = (name for name, p in self.model.named_parameters() if not p.isfinite().all())
+        name = next(weights, None)
+        return f"{at}; lower lr" if name is None else f"{at}; the weight {name} is not finite"
+
+    def _first_bad_gradient(self) -> str:
+        named = self.model.named_parameters()
+        bad = (name for name, p in named if p.grad is not None and not p.grad.isfinite().all())
+        return next(bad, "the uncertainty")
+
+    def _count(self, reason: str | None) -> None:
+        self.skipped = self.skipped + 1 if reason else 0
+        if self.skipped >= TOLERATED:
+            raise TrainingError(f"step {self.step}: {reason} ({TOLERATED} steps in a row changed nothing)")
+
+    def state(self) -> State:
+        """Everything that the following steps depend on, beside configuration and data."""
+        tensors = {f"model.{name}": t for name, t in self.model.network.state_dict().items()}
+        for i, (_, ema) in enumerate(self.averages):
+            network = cast("Preconditioned", ema.module).network
+            tensors |= {f"average{i}.{name}": t for name, t in network.state_dict().items()}
+        if self.uncertainty is not None:
+            tensors |= {f"uncertainty.{name}": t for name, t in self.uncertainty.state_dict().items()}
+        moments = {i: self.optimizer.state[p] for i, p in enumerate(self.parameters) if p in self.optimizer.state}
+        for i, adam in moments.items():
+            tensors |= {f"adam{i}.{name}": adam[name] for name in MOMENTS}
+        steps = {str(i): float(adam["step"]) for i, adam in moments.items()}
+        facts = {"step": self.step, "skipped": self.skipped, "adam": steps, "scaler": self.scaler.state_dict()}
+        return State(tensors, facts)
+
+    @torch.no_grad()
+    def restore(self, state: State) -> None:
+        """Take on a state that `state` gave. Raises FormatError where it is that of another model."""
+        try:
+            self.model.network.load_state_dict(_part(state, "model"))
+            for i, (_, ema) in enumerate(self.averages):
+                cast("Preconditioned", ema.module).network.load_state_dict(_part(state, f"average{i}"))
+            if self.uncertainty is not None:
+                self.uncertainty.load_state_dict(_part(state, "uncertainty"))
+            for i, steps in state.facts["adam"].items():
+                p = self.parameters[int(i)]
+                moments = {name: torch.empty_like(p).copy_(state.tensors[f"adam{i}.{name}"]) for name in MOMENTS}
+                self.optimizer.state[p] = {"step": torch.tensor(steps), **moments}
+        except (RuntimeError, KeyError, IndexError) as error:
+            raise FormatError(f"checkpoint: not of this model ({error})") from error
+        self.scaler.load_state_dict(state.facts["scaler"])
+        self.step, self.skipped = state.facts["step"], state.facts["skipped"]
 
     def info(self, seconds: float, averaging: Averaging | None = None) -> dict[str, Any]:
         """What model.json records about training and data; of the average only where `ema` asked for it."""
         average = {"ema": averaging.to_dict()} if self.config.ema and averaging else {}
         data = self.dataset
-        return {
+        origin = {name: value for name, value in self.model.info.items() if name in ORIGIN}  # of `init`
+        return origin | {
             "data": {
                 "name": data.name,
                 "images": len(data),
@@ -278,6 +345,11 @@ def _uncertainty(design: Design, network: nn.Module) -> nn.Module | None:
         return None
     own = getattr(network, "uncertainty", None)
     return own if own is not None else Uncertainty(weighting.channels)
+
+
+def _part(state: State, prefix: str) -> dict[str, Tensor]:
+    """The tensors whose names begin so, without the prefix."""
+    return {name.removeprefix(f"{prefix}."): t for name, t in state.tensors.items() if name.startswith(f"{prefix}.")}
 
 
 def _parts(drawn: Draws, count: int) -> Iterator[Draws]:

@@ -11,13 +11,16 @@ from typing import TYPE_CHECKING, Any, ClassVar, TextIO
 
 import torch
 
+from ..files import write_atomically
 from ..progress import Report
+from .checkpoint import State
 from .trainer import Step, Trainer
 
 if TYPE_CHECKING:
     from .trackers import Trackers
 
 LOG_EVERY = 2_000  # images between two lines of metrics.jsonl, at least
+UNTOLD = ("images", "seconds", "reason")  # of a line, that are no numbers for trackers
 SHOW_EVERY = 1_000  # images between two changes of the progress bar, at least
 
 
@@ -36,6 +39,13 @@ class Watcher:
     def snapshot(self, trainer: Trainer, folder: Path, seconds: float) -> None:
         """After each snapshot: the model directory of the first average, which `trainer.ema` holds at that moment."""
 
+    def state(self) -> State:
+        """What it has to remember beyond the step, for a run that goes on."""
+        return State({}, {})
+
+    def restore(self, state: State) -> None:
+        """Take on what `state` gave, after `start`."""
+
     def close(self) -> None:
         """At the end, also after an error."""
 
@@ -49,8 +59,11 @@ class JsonLines(Watcher):
         self.trackers = trackers
 
     def start(self, trainer: Trainer, run: Path) -> None:
-        """Open the file."""
-        self.log: TextIO = (run / self.file).open("w", encoding="utf-8")
+        """Open the file; of a run that goes on, without the lines that will be written again."""
+        path = run / self.file
+        kept = lines_until(path, trainer.images_seen) if trainer.step else []
+        write_atomically(path, "".join(kept).encode())
+        self.log: TextIO = path.open("a", encoding="utf-8")
 
     def write(self, line: Mapping[str, Any], numbers: Mapping[str, float | None]) -> None:
         """Write a line, which has "images", and tell the trackers these numbers of it."""
@@ -80,6 +93,27 @@ class StepLines(JsonLines):
             self.line(trainer, self.steps, seconds)
             self.steps.clear()
 
+    def state(self) -> State:
+        """The steps since the last line."""
+        if not self.steps:
+            return State({}, {})
+        numbers = [[s.images, s.loss, s.grad_norm, s.lr] for s in self.steps]
+        tensors = {
+            "numbers": torch.tensor(numbers, dtype=torch.float64),
+            "sigma": torch.stack([s.sigma for s in self.steps]),
+            "losses": torch.stack([s.losses for s in self.steps]),
+        }
+        return State(tensors, {"skipped": [s.skipped for s in self.steps]})
+
+    def restore(self, state: State) -> None:
+        """Remember them again."""
+        if not state.tensors:
+            return
+        rows = zip(*(state.tensors[name] for name in ("numbers", "sigma", "losses")), strict=True)
+        for (numbers, sigma, losses), reason in zip(rows, state.facts["skipped"], strict=True):
+            images, loss, grad_norm, lr = numbers.tolist()
+            self.steps.append(Step(int(images), loss, sigma, losses, grad_norm, lr, reason))
+
     def line(self, trainer: Trainer, steps: Sequence[Step], seconds: float) -> None:
         """Write the line of these steps."""
         raise NotImplementedError(f"{type(self).__name__} must define line(trainer, steps, seconds)")
@@ -104,7 +138,7 @@ class MetricsLog(StepLines):
         """Write the line of these steps."""
         line: dict[str, Any] = {
             "images": steps[-1].images,
-            "loss": sum(s.loss for s in steps) / len(steps),
+            "loss": _mean([s.loss for s in steps if not s.skipped]),
             "seconds": round(seconds, 2),
             "lr": steps[-1].lr,
             "grad_norm": _mean([s.grad_norm for s in steps if math.isfinite(s.grad_norm)]),
@@ -114,7 +148,21 @@ class MetricsLog(StepLines):
         if device.type == "cuda":
             line["memory_peak"] = torch.cuda.max_memory_allocated(device)
         self.before = seconds
-        self.write(line, {name: value for name, value in line.items() if name not in ("images", "seconds")})
+        if reasons := [s.skipped for s in steps if s.skipped]:
+            line |= {"skipped": len(reasons), "reason": reasons[0]}
+        self.write(line, {name: value for name, value in line.items() if name not in UNTOLD})
+
+
+def lines_until(path: Path, images: int) -> list[str]:
+    """The lines of a file of JSON lines with at most so many "images"; a last one that was cut off is left out."""
+    kept = []
+    for line in path.read_text(encoding="utf-8").splitlines(keepends=True) if path.is_file() else ():
+        try:
+            if line.endswith("\n") and json.loads(line)["images"] <= images:
+                kept.append(line)
+        except (ValueError, KeyError, TypeError):
+            continue
+    return kept
 
 
 def _mean(values: Sequence[float]) -> float | None:

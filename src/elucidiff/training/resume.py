@@ -1,0 +1,54 @@
+"""A run that goes on: the state of everything that takes part, and whether it is the same run."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from .checkpoint import State
+from .config import TrainConfig
+from .trainer import Trainer
+from .watch import Watcher
+
+
+def whole_state(trainer: Trainer, watchers: Sequence[Watcher], seconds: float) -> State:
+    """The state of the trainer, and of the watchers by their class."""
+    own = trainer.state()
+    tensors, facts = dict(own.tensors), dict(own.facts)
+    seen = {type(watcher).__name__: watcher.state() for watcher in watchers}
+    for name, state in seen.items():
+        tensors |= {f"watch.{name}.{key}": t for key, t in state.tensors.items()}
+    facts |= {"seconds": seconds, "fingerprint": trainer.dataset.fingerprint()}
+    return State(tensors, facts | {"watch": {name: dict(state.facts) for name, state in seen.items()}})
+
+
+def restore_watchers(state: State, watchers: Sequence[Watcher]) -> None:
+    """Give the watchers back what they had; those that are new have nothing."""
+    for watcher in watchers:
+        name = type(watcher).__name__
+        facts, prefix = state.facts["watch"].get(name), f"watch.{name}."
+        if facts:
+            own = {key.removeprefix(prefix): t for key, t in state.tensors.items() if key.startswith(prefix)}
+            watcher.restore(State(own, facts))
+
+
+def check_same(stored: TrainConfig, config: TrainConfig, allow_changes: bool) -> None:
+    """Raise ValueError with every difference that changes results, unless that is allowed."""
+    different = stored.differences(config)
+    if different and not allow_changes:
+        listed = ", ".join(f"{name}: {old!r} there, {new!r} now" for name, (old, new) in different.items())
+        raise ValueError(f"the run has another configuration ({listed}); leave it as it was, or allow changes")
+
+
+def restore(trainer: Trainer, found: State | None) -> float:
+    """Bring a trainer to a state that was found; the seconds it took so far. Raises ValueError for other data."""
+    if found is None:
+        return 0.0
+    if found.facts["fingerprint"] != trainer.dataset.fingerprint():
+        raise ValueError(f"{trainer.dataset.name}: not the data that this run was trained on (SHA-256 differs)")
+    if found.facts["images"] > trainer.config.steps * trainer.config.batch:
+        seen = found.facts["images"]
+        raise ValueError(
+            f"images: got {trainer.config.images:,}, but the run has seen {seen:,}; ask for as many or more"
+        )
+    trainer.restore(found)
+    return float(found.facts["seconds"])
