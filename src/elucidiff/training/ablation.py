@@ -52,7 +52,7 @@ def configuration(letter: str, base: TrainConfig, shape: tuple[int, ...], baseli
         D  the noise distribution and loss weight of the baseline, "vp" or "ve"
         C  its preconditioning too
         B  a network with more of its capacity at low resolution (`moved_down`), about as large
-        A  learning rate, batch, ramp, half-life and dropout in the published ratio of A to B, no ramp of the half-life,
+        A  learning rate, batch, ramp, half-life (with its own ramp) and dropout in the published ratio of A to B,
            gradients clipped at norm 1
 
     The x-flips that the published A to E have are left out: they suit photographs, not digits or letters. With "ve" a
@@ -90,7 +90,7 @@ def _with_old_hyperparameters(config: TrainConfig) -> TrainConfig:
         batch=max(round(config.batch * BATCH), 1),
         lr_ramp=round(config.lr_ramp * RAMP),
         ema_halflife=config.ema_halflife * HALFLIFE,
-        ema_ramp=None,
+        ema_ramp=None if config.ema_ramp is None else config.ema_ramp * HALFLIFE,  # short runs end within it
         clip=CLIP,
     )
 
@@ -221,7 +221,7 @@ def ablate(
             model = load(runs[-1])
             found = bench.measured(fingerprint(model), model, chosen, 0, {"run": runs[-1].name})
             values.append(found["scores"])
-        spreads = {metric: Spread(tuple(row[metric] for row in values)) for metric in metrics}
+        spreads = {metric: Spread(tuple(row[metric] for row in values)) for metric in bench.metrics}
         parameters = sum(p.numel() for p in model.parameters())
         cells.append(Cell(letter, parameters, spreads, tuple(runs)))
     facts = bench.facts() | {"baseline": baseline, "sampler": chosen.to_dict(), "recipe": base.to_dict()}
