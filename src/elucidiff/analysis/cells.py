@@ -18,7 +18,7 @@ from ..data import Dataset
 from ..denoiser import Denoiser, FixedBatch
 from ..metrics import Features, SmallSampleWarning, extractor_for
 from ..sampler import Sampler, sample
-from .scores import METRICS, Score, reference_and_real, score_samples
+from .scores import Score, expanded, reference_and_real, score_samples
 from .store import Store, key_of, tensor_digest
 
 KEPT = 4  # tensors whose features are remembered: reference, real data, and some room
@@ -55,7 +55,7 @@ class Bench:
         require(num >= 4, f"num: got {num}; expected at least 4 samples")
         reference, rest = reference_and_real(data, heldout)
         extractor = remembering(extractor or extractor_for(data.shape, data.source))
-        return cls(reference, rest, num, tuple(metrics), heldout, batch_size, extractor, store, data.fingerprint())
+        return cls(reference, rest, num, expanded(metrics), heldout, batch_size, extractor, store, data.fingerprint())
 
     def facts(self) -> dict[str, Any]:
         """What all scores depend on."""
@@ -78,7 +78,9 @@ class Bench:
         found = self.store.get(key_of({"cell": "real"} | self.facts()), measure, {"cell": "real against real"})
         missing = [metric for metric in self.metrics if metric not in found]
         require(
-            not missing, f"metrics: {', '.join(missing)} cannot be measured on these data; leave it out of {METRICS}"
+            not missing,
+            f"metrics: {', '.join(missing)} cannot be measured on these data; "
+            f"leave it out of {', '.join(self.metrics)}",
         )
         return {metric: found[metric] for metric in self.metrics}
 

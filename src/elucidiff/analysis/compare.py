@@ -23,7 +23,7 @@ from .store import Store, fingerprint
 if TYPE_CHECKING:
     from ..design import Design
 
-HIGHER_IS_BETTER = frozenset({"agreement"})
+HIGHER_IS_BETTER = frozenset({"agreement", "is", "precision", "recall", "density", "coverage"})
 
 
 @dataclass(frozen=True)
@@ -166,7 +166,7 @@ def compare(
         note = {"model": trial.model, "sampler": trial.name, "budget": trial.budget, "seeds": [seed, seed + num - 1]}
         found[trial].append(bench.measured(prints[trial.model], models[trial.model], trial.sampler, seed, note))
     progress(len(cells), len(cells), "")
-    points = tuple(trial.point(found[trial], metrics) for trial in trials)
+    points = tuple(trial.point(found[trial], bench.metrics) for trial in trials)
     facts = bench.facts() | {"models": prints, "repeats": repeats, "first_seed": first_seed}
     return Comparison(points, real, budgets, facts)
 

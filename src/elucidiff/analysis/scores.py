@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, TypeGuard
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -12,10 +12,13 @@ from torch import Tensor
 from ..component import require
 from ..data import Dataset, from_uint8, to_uint8
 from ..errors import unknown
-from ..metrics import ClassFeatures, Features, Statistics, extractor_for, frechet_distance, kernel_distance
+from ..metrics import Features, extractor_for
 from ..seeds import Stream, keyed
+from .measures import MEASURES, Sets
 
-METRICS = ("fd", "kd", "agreement")
+METRICS = ("fd", "kd", "agreement")  # unless others are asked for
+ALL_METRICS = tuple(name for names in MEASURES for name in names)
+GROUPS = {"prdc": ("precision", "recall", "density", "coverage")}
 
 
 @dataclass(frozen=True)
@@ -47,6 +50,14 @@ def reference_and_real(data: Dataset, heldout: float = 0.5, seed: int = 0) -> tu
     return reference, rest
 
 
+def expanded(metrics: Sequence[str]) -> tuple[str, ...]:
+    """The metrics with groups in full, each once. Raises ValueError for an unknown name."""
+    for metric in metrics:
+        known = (*ALL_METRICS, *GROUPS)
+        require(metric in known, unknown("metric", metric, known))
+    return tuple(dict.fromkeys(name for metric in metrics for name in GROUPS.get(metric, (metric,))))
+
+
 def score_samples(
     samples: Tensor,
     reference: Dataset,
@@ -57,16 +68,19 @@ def score_samples(
     extractor: Features | None = None,
     seed: int = 0,
 ) -> list[Score]:
-    """Frechet distance, kernel distance and class agreement of samples (n, *) in the units of the data.
+    """Scores of samples (n, *) in the units of the data: Frechet and kernel distance and class agreement unless named.
 
     Images are rounded to 256 levels first, as files hold them: a score does not depend on whether they were written.
     `real` gives the value that real data would get: n of its samples (all, when it has fewer) against
     the same reference. `extractor` is what all of it is measured on, chosen by the data when None. `labels` are the
     asked classes (n, K); agreement is measured where the extractor is a classifier of K classes: the one that ships
-    for the digits, or one of `metrics.train_classifier`. Unknown metrics raise ValueError.
+    for the digits, or one of `metrics.train_classifier`. So is the Inception score ("is"), without labels.
+
+    metrics: of ALL_METRICS, and "prdc" for precision, recall, density and coverage; see `elucidiff.metrics` for what
+    each is. "swd" of images and "nearest" are measured on the images themselves; "nearest" takes `real`
+    for the data that the model was trained on. Unknown metrics raise ValueError.
     """
-    for metric in metrics:
-        require(metric in METRICS, unknown("metric", metric, METRICS))
+    wanted = expanded(metrics)
     require(
         tuple(samples.shape[1:]) == reference.shape,
         f"samples have shape {tuple(samples.shape[1:])}, the data {reference.shape}",
@@ -75,33 +89,11 @@ def score_samples(
         samples = from_uint8(to_uint8(samples))
     extractor = extractor or extractor_for(reference.shape, reference.source)
     pick = torch.from_numpy(keyed(seed, Stream.SPLIT, 1).permutation(len(real)))[: len(samples)]
-    real_batch, real_labels = real.batch(pick)
-    f, g, h = (extractor.features(x) for x in (samples, reference.tensor(), real_batch))
-    common: dict[str, Any] = {"n": len(samples), "n_reference": len(reference), "features": str(extractor)}
-    scores = []
-    if "fd" in metrics:
-        stats = Statistics.of(g)
-        value, ideal = (frechet_distance(Statistics.of(x), stats) for x in (f, h))
-        scores.append(Score("fd", "Fréchet distance", value, None, ideal, **common))
-    if "kd" in metrics:
-        kd, ideal_kd = (kernel_distance(x, g, seed=seed) for x in (f, h))
-        scores.append(Score("kd", "kernel distance", kd.value, kd.standard_error, ideal_kd.value, **common))
-    if "agreement" in metrics and isinstance(extractor, ClassFeatures) and _same_classes(labels, extractor):
-        value, error = _agreement(extractor, samples, labels)
-        ideal_agreement = None
-        if _same_classes(real_labels, extractor):
-            ideal_agreement = _agreement(extractor, real_batch, real_labels)[0]
-        scores.append(Score("agreement", "class agreement", value, error, ideal_agreement, **common))
-    return scores
-
-
-def _same_classes(labels: Tensor | None, extractor: ClassFeatures) -> TypeGuard[Tensor]:
-    """Whether there are labels (n, K) of as many classes as the extractor knows."""
-    return labels is not None and labels.shape[1] == extractor.label_dim
-
-
-def _agreement(extractor: ClassFeatures, samples: Tensor, labels: Tensor) -> tuple[float, float]:
-    """The fraction of samples that are classified as the asked class, and its standard error."""
-    right = (extractor.logits(samples).argmax(1) == labels.argmax(1).to(samples.device)).double()
-    p = right.mean().item()
-    return p, (p * (1 - p) / len(right)) ** 0.5
+    sets = Sets(samples, labels, *real.batch(pick), reference, real, extractor, seed)
+    found = [m for names, measure in MEASURES.items() if {*names} & {*wanted} for m in measure(sets)]
+    n, n_reference = len(samples), len(reference)
+    return [
+        Score(m.metric, m.name, m.value, m.error, m.real, n, n_reference, m.features or str(extractor))
+        for m in found
+        if m.metric in wanted
+    ]

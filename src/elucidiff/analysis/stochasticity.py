@@ -10,6 +10,7 @@ from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ..component import require
 from ..data import Dataset
 from ..denoiser import Denoiser
 from ..progress import Report, silent
@@ -18,6 +19,7 @@ from ..solvers import Churn, Deterministic
 from .budget import at_budget, has_own_cost
 from .churn_grid import NAMES, OFF, ChurnGrid, alone, churn_name, churn_samplers, combined, jointly, with_churn
 from .compare import HIGHER_IS_BETTER, Comparison, Spread, compare, own_sampler
+from .scores import expanded
 
 if TYPE_CHECKING:
     from ..design import Design
@@ -120,6 +122,7 @@ def search_stochasticity(
     (heldout, batch_size, extractor). progress: as for `compare`, anew for every step of the search.
     Raises ValueError for samplers without a choice of steps.
     """
+    require(expanded([metric]) == (metric,), f"metric: got {metric!r}, which is several; a search has one")
     models = {"model": models} if isinstance(models, Denoiser) else dict(models)
     found = []
     for (model_name, model), (name, choice) in product(models.items(), samplers.items()):

@@ -11,6 +11,7 @@ import typer
 from . import show
 from .compare_show import LABELS, number, with_spread
 from .options import (
+    METRICS_HELP,
     DataArg,
     DeviceOption,
     FeaturesOption,
@@ -42,7 +43,7 @@ def ablate(
         str | None, typer.Option("--reference", metavar="DATA", help="Data to compare with. Default: a part kept back.")
     ] = None,
     heldout: Annotated[float, typer.Option("--heldout", help="The part that is kept back without --reference.")] = 0.5,
-    metrics: Annotated[str, typer.Option("--metrics", help="fd, kd, agreement.")] = "fd,agreement",
+    metrics: Annotated[str, typer.Option("--metrics", help=METRICS_HELP)] = "fd,agreement",
     features: FeaturesOption = None,
     num: Annotated[int, typer.Option("--num", min=4, help="Samples of each model.")] = 1000,
     device: DeviceOption = "cpu",

@@ -21,6 +21,7 @@ from .latents import edit, interpolate, invert
 from .leak import leak
 from .likelihood import likelihood
 from .options import (
+    METRICS_HELP,
     MICRO_BATCH,
     BatchOption,
     DataArg,
@@ -175,7 +176,7 @@ def inspect(
 def evaluate(
     model: Annotated[str, typer.Argument(help="A MODEL, or a folder of samples.", show_default=False)],
     data: DataArg,
-    metrics: Annotated[str, typer.Option("--metrics", help="fd, kd, agreement.")] = "fd,kd,agreement",
+    metrics: Annotated[str, typer.Option("--metrics", help=METRICS_HELP)] = "fd,kd,agreement",
     features: FeaturesOption = None,
     num: Annotated[int, typer.Option("--num", min=4, help="How many samples to draw from a MODEL.")] = 500,
     heldout: Annotated[float, typer.Option("--heldout", help="The part of the data that is the reference.")] = 0.5,

@@ -16,6 +16,7 @@ from . import show
 from .compare_show import comparison_picture, print_comparison, print_search, search_picture
 from .compare_specs import grid_values, model_specs, sampler_specs
 from .options import (
+    METRICS_HELP,
     DataArg,
     DeviceOption,
     FeaturesOption,
@@ -55,7 +56,7 @@ def compare(
     nfe: Annotated[str | None, typer.Option("--nfe", help=f"Budgets of evaluations: {NFES}; to --search: 35.")] = None,
     num: Annotated[int, typer.Option("--num", min=4, help="Samples a repeat.")] = 500,
     repeat: Annotated[int, typer.Option("--repeat", min=1, help="Repeats, each with seeds of its own.")] = 3,
-    metrics: Annotated[str, typer.Option("--metrics", help="fd, kd, agreement.")] = "fd",
+    metrics: Annotated[str, typer.Option("--metrics", help=METRICS_HELP)] = "fd",
     features: FeaturesOption = None,
     heldout: Annotated[float, typer.Option("--heldout", help="The part of the data that is the reference.")] = 0.5,
     first_seed: Annotated[int, typer.Option("--seed", min=0, help="Seeds are this and the following ones.")] = 0,

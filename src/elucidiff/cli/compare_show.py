@@ -14,6 +14,15 @@ LABELS = {
     "fd": "Fréchet distance (lower is better)",
     "kd": "kernel distance (lower is better)",
     "agreement": "class agreement (higher is better)",
+    "is": "class score, IS (higher is better)",
+    "precision": "precision (higher is better)",
+    "recall": "recall (higher is better)",
+    "density": "density (higher is better)",
+    "coverage": "coverage (higher is better)",
+    "swd": "sliced Wasserstein distance (lower is better)",
+    "energy": "energy distance (lower is better)",
+    "mmd": "squared MMD, Gaussian kernel (lower is better)",
+    "nearest": "memorised samples (0: none, 1: all; lower is better)",
 }
 
 

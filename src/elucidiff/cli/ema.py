@@ -11,6 +11,7 @@ import typer
 from . import show
 from .compare_show import LABELS, features_name, number, with_spread
 from .options import (
+    METRICS_HELP,
     DataArg,
     DeviceOption,
     FeaturesOption,
@@ -37,7 +38,7 @@ def ema(
     widths: Annotated[
         str, typer.Option("--widths", help="Relative widths sigma_rel of the averages, up to 0.2887.")
     ] = "0.03,0.05,0.075,0.10,0.125,0.15,0.20,0.25",
-    metrics: Annotated[str, typer.Option("--metrics", help="fd, kd, agreement; the first one chooses.")] = "fd",
+    metrics: Annotated[str, typer.Option("--metrics", help=METRICS_HELP + " The first chooses.")] = "fd",
     features: FeaturesOption = None,
     num: Annotated[int, typer.Option("--num", min=4, help="Samples a repeat.")] = 500,
     repeat: Annotated[int, typer.Option("--repeat", min=1, help="Repeats, each with seeds of its own.")] = 1,
@@ -91,7 +92,7 @@ def ema(
             store=None if out is None else out / STORE,
             progress=report,
         )
-    best = found.best(names[0])
+    best = found.best(next(iter(found.real)))
     if out is not None:
         _write(out, found)
     if save is not None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
@@ -66,14 +67,18 @@ FeaturesOption = Annotated[
     typer.Option(
         "--features",
         metavar="FILE|NAME",
-        help="What distances are measured on: a file of `elucidiff classifier`, digits, pyramid or identity. "
-        "Default: by the data.",
+        help="What distances are measured on: a file of `elucidiff classifier`, inception:FILE (the FID), digits, "
+        "pyramid or identity. Default: by the data.",
     ),
 ]
 RecipeOption = Annotated[
     str | None,
     typer.Option("--recipe", metavar="NAME", help="cifar10, ffhq64, imagenet64, edm2-xs, mnist, ...: see ed.recipes."),
 ]
+TORCH_SUFFIXES = (".pth", ".pt", ".pkl")
+METRICS_HELP = (
+    "fd, kd, agreement, is, precision, recall, density, coverage (prdc: these four), swd, energy, mmd, nearest."
+)
 MICRO_BATCH = 16  # fixed, so that samples are the same bits whatever --batch-size is
 
 
@@ -138,17 +143,38 @@ def read_data(data: str) -> Dataset:
 
 
 def chosen_features(name: str | None) -> Features | None:
-    """The extractor of --features: a file that `elucidiff classifier` wrote, or a kind; None leaves it to the data."""
+    """The extractor of --features: a file that `elucidiff classifier` wrote, or a kind; None leaves it to the data.
+
+    inception:FILE are the features of the FID, inception:FILE,level=768 those of another level. A torch file needs no
+    "inception:", and "inception" alone takes the file that the variable ELUCIDIFF_INCEPTION names.
+    """
     from ..errors import unknown
-    from ..metrics import Features, load_classifier
+    from ..metrics import Features, Inception, load_classifier
 
     if name is None:
         return None
+    kind, _, rest = name.partition(":")
+    if kind == "inception":
+        return _inception(rest)
+    if Path(name).suffix in TORCH_SUFFIXES:
+        return Inception(name)
     if name in (kinds := Features.kinds()):
         return kinds[name]()
     if Path(name).suffix or Path(name).with_name(Path(name).name + ".json").exists():
         return load_classifier(name)
     raise ValueError(unknown("features", name, kinds) + "; of your own data: elucidiff classifier DATA --out FILE")
+
+
+def _inception(text: str) -> Features:
+    """The features of FILE,level=2048,sha256=...,published=true; of the file in the environment when none is named."""
+    from ..metrics import Inception
+    from . import parse
+
+    file, *settings = text.split(",")
+    file = file or os.environ.get("ELUCIDIFF_INCEPTION", "")
+    if not file:
+        raise ValueError("--features inception: needs its weights: inception:FILE, or FILE in ELUCIDIFF_INCEPTION")
+    return parse.apply_settings(Inception(file), settings)
 
 
 def chosen_recipe(name: str | None) -> TrainConfig:

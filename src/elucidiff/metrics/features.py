@@ -43,6 +43,11 @@ class Features(Component):
         """Raise ValueError unless this extractor reads samples of this shape."""
         raise NotImplementedError
 
+    @property
+    def fd_name(self) -> str:
+        """What the Fréchet distance on these features is called: FID is the name of one extractor's alone."""
+        return "Fréchet distance"
+
     def dim(self, shape: tuple[int, ...]) -> int:
         """The number of features d for samples of this shape."""
         return self.features(torch.zeros(1, *shape)).shape[1]

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+WELL = 1e-9  # pivots above this part of the largest variance are more than rounding
 SIMULATED = 10  # sets of up to 10 d samples are simulated for the bias; larger ones count as exact
 
 
@@ -57,6 +58,24 @@ class Statistics:
         between = torch.outer(delta, delta) * (self.n * other.n / n)
         return Statistics(n, self.mean + delta * (other.n / n), self.scatter + other.scatter + between)
 
+    @classmethod
+    def from_moments(cls, mean: Tensor, covariance: Tensor, n: int) -> Statistics:
+        """The statistics with this mean (d,) and covariance (d, d), over n - 1, of n samples.
+
+        Raises ValueError for shapes that are none, numbers that are not finite, a covariance that is not symmetric.
+        """
+        mean, C = (value.detach().to("cpu", torch.float64) for value in (mean, covariance))
+        if mean.ndim != 1 or C.shape != 2 * mean.shape or n < 2:
+            raise ValueError(
+                f"moments: got mean {tuple(mean.shape)}, covariance {tuple(C.shape)} of {n} samples; "
+                "expected (d,), (d, d), at least 2"
+            )
+        if not bool(torch.isfinite(mean).all() and torch.isfinite(C).all()):
+            raise ValueError("moments: some are NaN or infinite")
+        if not torch.allclose(C, C.mT, rtol=1e-6, atol=1e-6 * float(C.abs().max())) or bool((C.diagonal() < 0).any()):
+            raise ValueError("covariance: got a matrix that is not symmetric with a diagonal of at least 0")
+        return cls(n, mean, (C + C.mT) / 2 * (n - 1))
+
     @property
     def covariance(self) -> Tensor:
         """The covariance (d, d), over n - 1. Raises ValueError for fewer than two samples."""
@@ -95,10 +114,18 @@ def _distance(shift: Tensor, cov_a: Tensor, cov_b: Tensor) -> float:
 
 
 def _root(covariance: Tensor) -> Tensor:
-    """R with R^T R = C, from the eigenvectors; eigenvalues below rounding count as the zeros they are."""
+    """R (r, d) with R^T R = C of rank r.
+
+    The Cholesky factor where C is far from singular; otherwise from the eigenvectors, which take 20 times as long:
+    eigenvalues below rounding count as zeros, where a pivot that is only rounding would leave its square root. Without
+    their rows the product of the roots of few samples in many dimensions is small: (n - 1) x (m - 1).
+    """
+    factor, failed = torch.linalg.cholesky_ex(covariance)
+    if not failed and float(factor.diagonal().min()) ** 2 > WELL * float(covariance.diagonal().max()):
+        return factor.mT
     values, vectors = torch.linalg.eigh(covariance)
-    rounding = values[-1:].abs() * len(values) * torch.finfo(values.dtype).eps
-    return torch.where(values > rounding, values, 0).sqrt()[:, None] * vectors.mT
+    kept = values > values[-1:].abs() * len(values) * torch.finfo(values.dtype).eps
+    return values[kept].sqrt()[:, None] * vectors.mT[kept]
 
 
 def _bias(a: Statistics, b: Statistics) -> float:
@@ -111,7 +138,7 @@ def _bias(a: Statistics, b: Statistics) -> float:
             means.append(torch.zeros_like(s.mean))
             covariances.append(larger)
         else:
-            drawn = Statistics.of(torch.randn(s.n, len(larger), generator=generator, dtype=larger.dtype) @ root)
+            drawn = Statistics.of(torch.randn(s.n, len(root), generator=generator, dtype=larger.dtype) @ root)
             means.append(drawn.mean)
             covariances.append(drawn.covariance)
     return _distance(means[0] - means[1], *covariances)

@@ -72,7 +72,7 @@ class TrainConfig(Value):
 
     What is watched changes no bit of the model. grid_every: images between two sheets of samples; score_every: between
     two measurements of the loss on held-out data. None: at snapshots; a number: then too; 0: never. scores: what else
-    is measured then, of fd, kd, agreement, on `score_num` samples. trackers: wandb, trackio, beside TensorBoard.
+    is measured then, such as fd, kd, agreement, on `score_num` samples. trackers: wandb, trackio, beside TensorBoard.
     """
 
     data: str = "digits"
@@ -153,10 +153,10 @@ class TrainConfig(Value):
         for tracker in self.trackers:
             require(tracker in TRACKERS, unknown("tracker", tracker, TRACKERS))
         if self.scores:
-            from ..analysis.scores import METRICS  # the measurements, which training does not need
+            from ..analysis.scores import ALL_METRICS  # the measurements, which training does not need
 
             for score in self.scores:
-                require(score in METRICS, unknown("score", score, METRICS))
+                require(score in ALL_METRICS, unknown("score", score, ALL_METRICS))
             require(self.heldout > 0, "scores: there are no held-out data to score against; set heldout, such as 0.1")
             require(self.score_num >= 4, f"score_num: got {self.score_num}; expected at least 4 samples")
 

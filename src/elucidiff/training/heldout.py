@@ -161,7 +161,7 @@ def in_words(numbers: dict[str, float | None]) -> str:
     known = {name: value for name, value in numbers.items() if value is not None}
     text = f"held-out loss {known['heldout']:.4g} ± {known['heldout_error']:.1g}"
     text += f", gap to training data {known['gap']:.2g} ± {known['gap_error']:.1g}"
-    for name in ("fd", "kd", "agreement"):
+    for name in [n for n in numbers if f"{n}_real" in numbers]:
         if name in known:
             real = f" (real data {known[f'{name}_real']:.4g})" if f"{name}_real" in known else ""
             text += f"; {name} {known[name]:.4g}{real}"

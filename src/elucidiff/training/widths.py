@@ -135,7 +135,7 @@ def sweep(
             seed = first_seed + r * num
             note = {"sigma_rel": one.sigma_rel, "images": one.at, "seeds": [seed, seed + num - 1]}
             cells.append(bench.measured(identity, model, chosen, seed, note))
-        scores = {m: Spread(tuple(cell["scores"].get(m) for cell in cells)) for m in metrics}
+        scores = {m: Spread(tuple(cell["scores"].get(m) for cell in cells)) for m in bench.metrics}
         found.append(Width(one.sigma_rel, one.error, max(cell["nfe"] for cell in cells), scores))
     progress(len(plans) * repeats, len(plans) * repeats, "")
     stored = [{"images": s.images, "sigma_rel": s.sigma_rel} for s in plans[0].stored]
