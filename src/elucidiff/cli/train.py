@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -46,6 +47,8 @@ def train(
     Example: elucidiff train digits --out runs/digits --images 300000 --set batch=64 network.channels=16
     Stopped by a signal or --time-limit it saves its state and exits with code 85; --resume goes on, to the same bits.
 
+    Within torchrun the processes share each batch: torchrun --nproc-per-node 2 -m elucidiff train ... --set accumulate=2.
+
     Example: elucidiff train digits --dry-run --set batch=256
     Example: elucidiff train digits --out runs/digits --resume --time-limit 3600
     Example: elucidiff train photos.zip --out runs/superres --set condition=lowres condition.factor=4
@@ -68,7 +71,8 @@ def train(
     run = train_model(
         config, data=dataset, progress=True, resume=resume, allow_changes=allow_changes, time_limit=time_limit
     )
-    _print_end(run, config.steps * config.batch, machine=as_json)
+    if os.environ.get("RANK", "0") == "0":  # of the processes that torchrun started, the first speaks
+        _print_end(run, config.steps * config.batch, machine=as_json)
 
 
 def _base(recipe: str | None, run: Path | None) -> TrainConfig:

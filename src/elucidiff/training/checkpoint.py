@@ -75,6 +75,11 @@ def read(run: Path, say: Say = lambda text: None) -> State | None:
     return None
 
 
+def read_at(run: Path, images: int) -> State:
+    """The checkpoint after so many images. Raises FormatError where it is damaged."""
+    return _read(run / FOLDER / f"{images:012d}")
+
+
 def _read(folder: Path) -> State:
     check_manifest(folder)
     try:
@@ -99,8 +104,8 @@ class Pace:
     every: images between two; None: 60 seconds at least, and 100 times as long as writing the last took; 0: never.
     """
 
-    def __init__(self, every: int | None) -> None:
-        self.every, self.images, self.took = every, 0, 0.0
+    def __init__(self, every: int | None, images: int = 0) -> None:
+        self.every, self.images, self.took = every, images, 0.0
         self.at = time.monotonic()
 
     def due(self, images: int) -> bool:

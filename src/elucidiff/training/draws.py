@@ -54,26 +54,32 @@ def draw(
     step: int,
     batch: int,
     *,
+    rows: range | None = None,
     label_dropout: float = 0.0,
     augment: Augment | None = None,
     stratified: bool = False,
 ) -> Draws:
     """The batch of a step. Sample j of the step depends on (order.seed, step, j) alone.
 
-    stratified: the noise distribution is cut into as many equal parts as the batch has samples, and each sample gets
-    one of them: the levels of a batch lie evenly, and the estimate of the loss spreads less. They then depend on
-    the size of the batch too.
+    rows: which samples of the batch; None: all. stratified: the noise distribution is cut into as many equal parts as
+    the batch has samples, and each sample gets one of them: the levels of a batch lie evenly, and the estimate of the
+    loss spreads less. They then depend on the size of the batch too.
     """
-    seed, rows = order.seed, range(batch)
-    chosen = order.at(step * batch, batch)
+    seed, rows = order.seed, range(batch) if rows is None else rows
+    chosen = order.at(step * batch + rows.start, len(rows))
     y, labels = data.batch(chosen)
     if labels is not None and label_dropout > 0:
         kept = keyed_uniform(seed, Stream.LABEL, step, rows) >= label_dropout
         labels = labels * kept[:, None]
     u = keyed_uniform(seed, Stream.LEVEL, step, rows)
     if stratified:
-        u = (torch.from_numpy(keyed(seed, Stream.STRATUM, step).permutation(batch)) + u) / batch
+        u = (torch.from_numpy(keyed(seed, Stream.STRATUM, step).permutation(batch)[rows.start : rows.stop]) + u) / batch
     sigma = noise.quantile(u)
     n = keyed_normal(seed, Stream.NOISE, step, rows, y.shape[1:])
     parameters = augment.draw(seed, step, rows) if augment else None
     return Draws(y, labels, sigma, n, parameters, data.conditions(chosen))
+
+
+def rows_of_part(part: int, count: int, batch: int) -> range:
+    """The samples of the batch in one of `count` parts of nearly equal size."""
+    return range(part * batch // count, (part + 1) * batch // count)

@@ -16,13 +16,14 @@ from ..denoiser import Preconditioned
 from ..files import refuse_existing
 from ..models import save
 from ..progress import bar
-from .checkpoint import Pace, read, remove_leftovers, write
+from .checkpoint import Pace, remove_leftovers, write
 from .config import TrainConfig
 from .grids import Grids
 from .heldout import HeldOut
 from .interruption import Interruption, TrainingStopped, locked
 from .levels import LossBySigma
-from .resume import check_same, restore, restore_watchers, whole_state
+from .ranks import together
+from .resume import agreed, check_same, restore, restore_watchers, whole_state
 from .trackers import Trackers
 from .trainer import Trainer
 from .watch import Bar, MetricsLog, Watcher
@@ -45,6 +46,9 @@ def train(
     That is metrics.jsonl and loss_by_sigma.jsonl, samples/training (pictures, by images), scores.jsonl where data are
     held out, tensorboard (all of it). checkpoint/ has the full state, the last two, for going on.
 
+    Started by torchrun, the processes share each batch, of which every one works through its `accumulate` / processes
+    parts; the first writes all files. With powers of two, any number of them gives the same bits on CPUs.
+
     Args:
         config: what to train; `out` is the run directory.
         data: replaces loading `config.data`. With `heldout` above 0 the held-out part is not trained on.
@@ -64,32 +68,30 @@ def train(
         TrainingError: where nothing is finite any more; the last checkpoint is intact.
         MissingExtraError: for a tracker that is absent.
     """
-    run = Path(config.out)
-    if not resume:
-        refuse_existing(run)
-    trackers = Trackers(config)
-    with bar("reading data", progress) as report:
-        dataset = data if data is not None else datasets.load(config.data, report)
-    heldout = None
-    if config.heldout:
-        dataset, heldout = dataset.split(config.heldout)
-    say = _sayer(progress)
     with ExitStack() as stack:
-        goes_on = (run / CONFIG).is_file()
-        if not goes_on:
-            trainer = Trainer.start(config, dataset)
-        run.mkdir(parents=True, exist_ok=True)
-        stack.enter_context(locked(run))
-        found = None
-        if goes_on:
-            check_same(TrainConfig.load(run / CONFIG), config, allow_changes)
-            found = read(run, say)
-            trainer = Trainer.start(config, dataset)
-        config.save(run / CONFIG)
-        remove_leftovers(run)
+        ranks, device = stack.enter_context(together(config.device))
+        first = ranks.first
+        run, say = Path(config.out), _sayer(progress and first)
+        trackers = Trackers(config)
+        with bar("reading data", progress and first) as report:
+            dataset = data if data is not None else datasets.load(config.data, report)
+        heldout = None
+        if config.heldout:
+            dataset, heldout = dataset.split(config.heldout)
+        if first:
+            _check_place(run, config, resume, allow_changes)
+        trainer = Trainer.start(config.replace(device=device), dataset, ranks)
+        if first:
+            run.mkdir(parents=True, exist_ok=True)
+            stack.enter_context(locked(run))
+        found = agreed(run, ranks, device, say)
         seconds = restore(trainer, found)
-        report = stack.enter_context(bar("training", progress))
-        everyone = [trackers, Bar(report), *_standard(trackers, heldout, say), *watchers]
+        everyone: list[Watcher] = []
+        if first:
+            config.save(run / CONFIG)
+            remove_leftovers(run)
+            report = stack.enter_context(bar("training", progress))
+            everyone = [trackers, Bar(report), *_standard(trackers, heldout, say), *watchers]
         for watcher in everyone:
             watcher.start(trainer, run)
             stack.callback(watcher.close)
@@ -101,27 +103,36 @@ def train(
     return run
 
 
+def _check_place(run: Path, config: TrainConfig, resume: bool, allow_changes: bool) -> None:
+    """Raise where the run cannot be written, or go on, at this place."""
+    if not resume:
+        refuse_existing(run)
+    elif (run / CONFIG).is_file():
+        check_same(TrainConfig.load(run / CONFIG), config, allow_changes)
+
+
 def _steps(trainer: Trainer, run: Path, watchers: Sequence[Watcher], stop: Interruption, before: float) -> None:
     """All steps that are left; `before`: seconds that the run took already."""
-    config, pace, started = trainer.config, Pace(trainer.config.checkpoint_every), time.perf_counter()
-    pace.images = trainer.images_seen
+    config, ranks, started = trainer.config, trainer.ranks, time.perf_counter()
+    pace = Pace(config.checkpoint_every, trainer.images_seen)
     while trainer.step < config.steps:
         step = trainer.train_step()
         seconds = before + time.perf_counter() - started
         for watcher in watchers:
             watcher.step(trainer, step, seconds)
-        if _snapshot_due(trainer.step, config):
+        if ranks.first and _snapshot_due(trainer.step, config):
             folder = _save_snapshot(trainer, run, seconds)
             for watcher in watchers:
                 watcher.snapshot(trainer, folder, seconds)
         last = trainer.step == config.steps
-        reason = None if last else stop.asked()
-        if config.checkpoint_every != 0 and (last or reason or pace.due(step.images)):
+        ends = not last and ranks.highest(bool(stop.asked()), config.device)  # where one is asked to, all stop
+        if ranks.first and config.checkpoint_every != 0 and (last or ends or pace.due(step.images)):
             began = time.perf_counter()
             write(run, step.images, whole_state(trainer, watchers, seconds))
             pace.wrote(step.images, time.perf_counter() - began)
-        if reason:
+        if ends:
             kept = "nothing was saved" if config.checkpoint_every == 0 else "the state is saved; resume goes on"
+            reason = stop.reason or "another rank"
             raise TrainingStopped(f"{run}: stopped by {reason} after {step.images:,} images; {kept}")
 
 

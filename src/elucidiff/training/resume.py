@@ -3,11 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 
-from .checkpoint import State
+from .checkpoint import Say, State, read, read_at
 from .config import TrainConfig
+from .ranks import Ranks
 from .trainer import Trainer
 from .watch import Watcher
+
+
+def agreed(run: Path, ranks: Ranks, device: str, say: Say) -> State | None:
+    """The checkpoint that the first rank chooses, for all of them; None to begin."""
+    found = read(run, say) if ranks.first else None
+    images = ranks.of_first(-1 if found is None else int(found.facts["images"]), device)
+    return read_at(run, images) if found is None and images >= 0 else found
 
 
 def whole_state(trainer: Trainer, watchers: Sequence[Watcher], seconds: float) -> State:

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
@@ -22,9 +21,10 @@ from ..objective import Learned, loss_at, with_uncertainty
 from ..seeds import Stream, torch_seeded
 from .checkpoint import State
 from .config import TrainConfig
-from .draws import Draws, Order, draw
+from .draws import Draws, Order, draw, rows_of_part
 from .ema import EMA, Averaging
 from .numerics import clean_gradients, gradient_norm, laid_out, lay_out, network_precision, scaler_of
+from .ranks import ALONE, Ranks, summed
 
 TOLERATED = 10  # steps in a row that may change nothing
 MOMENTS = ("exp_avg", "exp_avg_sq")  # of Adam
@@ -52,6 +52,15 @@ class Step:
     skipped: str | None = None
 
 
+class Seen(NamedTuple):
+    """What the samples of a batch showed: sigma, what was minimised, lambda ||D - y||^2, whether y was finite; (B,)."""
+
+    sigma: Tensor
+    minimised: Tensor
+    plain: Tensor
+    good: Tensor
+
+
 @dataclass
 class Trainer:
     """The live state of a run: the model in training, its averages, the optimiser, the step.
@@ -72,10 +81,19 @@ class Trainer:
     step: int = 0
     parameters: list[nn.Parameter] = field(default_factory=list)
     skipped: int = 0
+    ranks: Ranks = ALONE
 
     @classmethod
-    def start(cls, config: TrainConfig, dataset: Dataset) -> Trainer:
-        """A new run: sigma_data measured, network chosen and initialised from the seed, or both those of `init`."""
+    def start(cls, config: TrainConfig, dataset: Dataset, ranks: Ranks = ALONE) -> Trainer:
+        """A new run: sigma_data measured, network chosen and initialised from the seed, or both those of `init`.
+
+        ranks: the processes that share each batch, in parts; ValueError unless they can.
+        """
+        require(
+            config.accumulate % ranks.size == 0,
+            f"accumulate: got {config.accumulate} parts of a batch for {ranks.size} processes; expected a multiple, "
+            f"such as {ranks.size}",
+        )
         with torch_seeded(config.seed, Stream.INIT):
             design, model = _initialised(config, dataset) if config.init else _new(config, dataset)
             uncertainty = _uncertainty(design, model.network)
@@ -92,7 +110,8 @@ class Trainer:
         optimizer = torch.optim.Adam(parameters, lr=config.lr, betas=betas, eps=config.adam_eps, foreach=True)
         scaler = scaler_of(config.precision, config.device)
         order = Order(len(dataset), config.seed)
-        return cls(config, design, dataset, model, averages, optimizer, order, scaler, uncertainty, 0, parameters)
+        state = (averages, optimizer, order, scaler, uncertainty)
+        return cls(config, design, dataset, model, *state, parameters=parameters, ranks=ranks)
 
     @property
     def ema(self) -> EMA:
@@ -111,37 +130,47 @@ class Trainer:
         tenth such step in a row raises TrainingError.
 
         The batch is worked through in `accumulate` parts, whose gradients are summed: memory falls, and the step is the
-        same but for rounding, and for the masks of dropout, which each part draws for itself.
+        same but for rounding, and for the masks of dropout, which each part draws for itself. Several processes share
+        the parts; for powers of two the sum has one order (`ranks.TreeSum`), and so has the run its bits, however
+        many they are.
         """
         config = self.config
         normalize_weights(self.model.network)  # of magnitude-preserving networks; the forward pass never changes them
         if self.uncertainty is not None:
             normalize_weights(self.uncertainty)
+        seen: list[Seen] = []
+        total = summed((self._gradients(part, seen) for part in self.ranks.share(config.accumulate)), self.ranks)
+        for p, gradient in zip([p for p in self.parameters if p.grad is not None], total, strict=True):
+            p.grad = gradient
+        joined = Seen(*(self.ranks.joined(torch.cat(column)) for column in zip(*seen, strict=True)))
+        reason = self._not_finite(joined)
+        norm, reason = (torch.tensor(math.nan), reason) if reason else self._update()
+        self._count(reason)
+        self.step += 1
+        lr, loss = config.lr_at(self.images_seen), joined.minimised.mean().item()
+        return Step(self.images_seen, loss, joined.sigma.cpu(), joined.plain.cpu(), norm.item(), lr, reason)
+
+    def _gradients(self, part: int, seen: list[Seen]) -> list[Tensor]:
+        """The gradients of one of the `accumulate` parts of the batch; what it saw is added to the list."""
+        config = self.config
         drawn = draw(
             self.dataset,
             self.order,
             self.design.objective.noise,
             self.step,
             config.batch,
+            rows=rows_of_part(part, config.accumulate, config.batch),
             label_dropout=config.label_dropout,
             augment=config.augment,
             stratified=config.stratified,
         )
         self.optimizer.zero_grad(set_to_none=True)
-        minimised, losses = [], []
-        for i, part in enumerate(_parts(drawn, config.accumulate)):
-            with torch_seeded(config.seed, Stream.NETWORK, self.step, i):  # dropout
-                loss, plain = self._losses(part)
-                self.scaler.scale(loss.sum() / config.batch).backward()
-            minimised.append(loss.detach())
-            losses.append(plain.detach())
-        reason = self._not_finite(drawn, torch.cat(minimised))
-        norm, reason = (torch.tensor(math.nan), reason) if reason else self._update()
-        self._count(reason)
-        self.step += 1
-        lr = config.lr_at(self.images_seen)
-        mean = torch.cat(minimised).mean().item()
-        return Step(self.images_seen, mean, drawn.sigma, torch.cat(losses).cpu(), norm.item(), lr, reason)
+        with torch_seeded(config.seed, Stream.NETWORK, self.step, part):  # dropout
+            loss, plain = self._losses(drawn)
+            self.scaler.scale(loss.sum() / config.batch).backward()
+        good = drawn.y.flatten(1).isfinite().all(1)
+        seen.append(Seen(*(t.detach().to(config.device) for t in (drawn.sigma, loss, plain, good.to(torch.uint8)))))
+        return [p.grad for p in self.parameters if p.grad is not None]
 
     def _losses(self, drawn: Draws) -> tuple[Tensor, Tensor]:
         """What is minimised and lambda ||D - y||^2, each (B,); without a learned uncertainty they are one."""
@@ -178,13 +207,14 @@ class Trainer:
             ema.update(averaging.beta(config.batch, images))
         return norm, None
 
-    def _not_finite(self, drawn: Draws, loss: Tensor) -> str | None:
+    def _not_finite(self, seen: Seen) -> str | None:
         """What is not finite: a sample, a weight or a loss; None as a rule, and where gradients are to be cleaned."""
+        loss = seen.minimised
         if self.config.grad_nonfinite == "clean" or torch.isfinite(loss).all():
             return None
         bad = int((~torch.isfinite(loss)).nonzero()[0])
-        at = f"the loss is {loss[bad].item()} at sigma = {drawn.sigma[bad].item():.4g}"
-        if not drawn.y[bad].isfinite().all():
+        at = f"the loss is {loss[bad].item()} at sigma = {seen.sigma[bad].item():.4g}"
+        if not seen.good[bad]:
             return f"{at}; its sample is not finite"
         weights = (name for name, p in self.model.named_parameters() if not p.isfinite().all())
         name = next(weights, None)
@@ -350,17 +380,3 @@ def _uncertainty(design: Design, network: nn.Module) -> nn.Module | None:
 def _part(state: State, prefix: str) -> dict[str, Tensor]:
     """The tensors whose names begin so, without the prefix."""
     return {name.removeprefix(f"{prefix}."): t for name, t in state.tensors.items() if name.startswith(f"{prefix}.")}
-
-
-def _parts(drawn: Draws, count: int) -> Iterator[Draws]:
-    """The batch in `count` parts of nearly equal size, in order."""
-
-    def split(value: Any) -> list[Any]:
-        if value is None:
-            return [None] * count
-        if isinstance(value, dict):
-            return [dict(zip(value, row, strict=True)) for row in zip(*map(split, value.values()), strict=True)]
-        return list(value.tensor_split(count))
-
-    for row in zip(*map(split, drawn), strict=True):
-        yield Draws(*row)
