@@ -47,7 +47,7 @@ def train(
     Example: elucidiff train digits --out runs/digits --images 300000 --set batch=64 network.channels=16
     Stopped by a signal or --time-limit it saves its state and exits with code 85; --resume goes on, to the same bits.
 
-    Within torchrun the processes share each batch: torchrun --nproc-per-node 2 -m elucidiff train ... --set accumulate=2.
+    Within torchrun processes share each batch: torchrun --nproc-per-node 2 -m elucidiff train ... --set accumulate=2.
 
     Example: elucidiff train digits --dry-run --set batch=256
     Example: elucidiff train digits --out runs/digits --resume --time-limit 3600
