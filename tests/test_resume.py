@@ -111,7 +111,7 @@ sys.path.insert(0, {tests!r})
 torch.set_num_threads(1)
 import elucidiff as ed
 from test_resume import BASE, points
-ed.train(BASE.replace(out=sys.argv[1], images=4800, checkpoint_every=64), data=points(), resume=True)
+ed.train(BASE.replace(out=sys.argv[1], images=16000, checkpoint_every=64), data=points(), resume=True)
 """
 
 
@@ -120,15 +120,15 @@ ed.train(BASE.replace(out=sys.argv[1], images=4800, checkpoint_every=64), data=p
 def test_killed_at_any_moment_it_ends_in_the_same_bits(tmp_path):
     """R2: kill -9 at random moments, most of them beside or within a save (one every two steps)."""
     rng, script = np.random.default_rng(0), SCRIPT.format(tests=str(Path(__file__).parent))
-    ed.train(BASE.replace(out=str(tmp_path / "whole"), images=4800, checkpoint_every=64), data=points())
-    kills, finished = 0, False
+    ed.train(BASE.replace(out=str(tmp_path / "whole"), images=16000, checkpoint_every=64), data=points())
+    run, kills, finished = tmp_path / "killed", 0, False
     while not finished:
-        process = subprocess.Popen([sys.executable, "-c", script, str(tmp_path / "killed")], stderr=subprocess.DEVNULL)
-        started = tmp_path / "killed" / "lock"
-        while process.poll() is None and not started.exists():
-            time.sleep(0.01)
-        try:
-            finished = process.wait(timeout=float(rng.uniform(1.5, 3.0)) if kills < 10 else 300) == 0
+        before = [path.name for path in checkpoint.stored(run)]
+        process = subprocess.Popen([sys.executable, "-c", script, str(run)], stderr=subprocess.DEVNULL)
+        while process.poll() is None and [path.name for path in checkpoint.stored(run)] == before:
+            time.sleep(0.001)
+        try:  # it has begun to save: killed soon after, ten times
+            finished = process.wait(timeout=float(rng.uniform(0.0, 0.2)) if kills < 10 else 300) == 0
         except subprocess.TimeoutExpired:
             process.send_signal(signal.SIGKILL)
             process.wait()

@@ -45,7 +45,7 @@ def test_a_row_depends_on_its_own_index_alone():
 def test_the_numbers_of_the_streams_do_not_change():
     # They are part of the file format: a run resumed by a later release must draw what the earlier one would have.
     expected = {"ORDER": 1, "LEVEL": 2, "NOISE": 3, "LABEL": 4, "NETWORK": 5, "INIT": 6, "SPLIT": 7, "AUGMENT": 8}
-    expected |= {"PROBE": 20, "DEQUANTISE": 21}
+    expected |= {"STRATUM": 9, "HELDOUT": 10, "PROBE": 20, "DEQUANTISE": 21}
     assert {name: value for name, value in vars(sd.Stream).items() if name.isupper()} == expected
 
 
