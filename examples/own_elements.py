@@ -41,6 +41,7 @@ class Plain(ed.preconditioning.Preconditioning, kind="plain"):
 
 
 def main() -> None:
+    """Use all three: through JSON, and to sample exact digits."""
     sampler = ed.Sampler(schedule=Square(), solver=HalfEuler(), steps=18)
     again = ed.Sampler.from_dict(sampler.to_dict())  # JSON knows the new kinds
     print(again.to_dict()["schedule"], again.to_dict()["solver"], "survived JSON:", again == sampler)

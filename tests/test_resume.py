@@ -169,6 +169,7 @@ def test_a_damaged_checkpoint_is_passed_over(tmp_path, damage):
     state = checkpoint.read(tmp_path / "run", said.append)
     assert state.facts["images"] == 192 and len(said) == 1 and newest.name in said[0]
     ed.train(config, data=points(), resume=True)
+    assert (tmp_path / "run" / "replaced" / f"{newest.name}-0").is_dir()
     ed.train(config.replace(out=str(tmp_path / "whole")), data=points())
     a, b = content(tmp_path / "whole"), content(tmp_path / "run")
     assert [k for k in a if a[k] != b[k]] == []
@@ -229,6 +230,33 @@ def test_more_images_are_what_a_longer_run_would_have_seen(tmp_path):
     ed.train(short.replace(images=960), data=points(), resume=True)
     a, b = (checkpoint.read(tmp_path / name).tensors for name in ("long", "short"))
     assert all(torch.equal(a[name], b[name]) for name in a)
+
+
+def test_the_model_of_a_longer_run_takes_the_place_of_the_shorter_ones(tmp_path):
+    """Both end at 000000, by thousands of images; the first is kept."""
+    short = BASE.replace(out=str(tmp_path / "run"), checkpoint_every=None, snapshots=1)
+    ed.train(short, data=points())
+    first = ed.load(tmp_path / "run")
+    ed.train(short.replace(images=960), data=points(), resume=True)
+    ed.train(short.replace(out=str(tmp_path / "long"), images=960), data=points())
+    for a, b in zip(ed.load(tmp_path / "run").parameters(), ed.load(tmp_path / "long").parameters(), strict=True):
+        assert torch.equal(a, b)
+    assert ed.load(tmp_path / "run").info["training"]["images_seen"] == 960
+    kept = ed.load(tmp_path / "run" / "replaced" / "000000-0")
+    assert all(torch.equal(a, b) for a, b in zip(kept.parameters(), first.parameters(), strict=True))
+
+
+def test_what_is_no_run_is_not_resumed_and_a_run_without_checkpoint_is_kept(tmp_path):
+    (tmp_path / "photos").mkdir()
+    (tmp_path / "photos" / "a.png").write_bytes(b"x")
+    with pytest.raises(FileExistsError, match=r"photos has something in it, but no config\.json: not a run to resume"):
+        ed.train(BASE.replace(out=str(tmp_path / "photos")), data=points(), resume=True)
+    config = BASE.replace(out=str(tmp_path / "run"))  # without checkpoints
+    ed.train(config, data=points())
+    log = (tmp_path / "run" / "metrics.jsonl").read_text()
+    ed.train(config, data=points(), resume=True)
+    assert (tmp_path / "run" / "replaced" / "metrics.jsonl-0").read_text() == log
+    assert (tmp_path / "run" / "replaced" / "snapshots-0").is_dir()
 
 
 def test_the_time_limit_saves_and_stops(tmp_path, capsys):

@@ -40,14 +40,15 @@ def write(run: Path, images: int, state: State) -> Path:
     """
     folder = run / FOLDER / f"{images:012d}"
     needed = sum(t.numel() * t.element_size() for t in state.tensors.values())
-    if not folder.exists():  # else it is this one: a run is a function of its configuration and the images seen
-        try:
-            with folder_written_atomically(folder) as new:
-                save_file({name: t.detach().cpu().contiguous() for name, t in state.tensors.items()}, new / TENSORS)
-                facts = {"format": FORMAT, "images": images, **state.facts}
-                (new / FACTS).write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")
-        except OSError as error:
-            raise OSError(error.errno, f"{folder}: a checkpoint of {needed:,} bytes: {error.strerror}") from error
+    try:
+        with folder_written_atomically(folder) as new:
+            save_file({name: t.detach().cpu().contiguous() for name, t in state.tensors.items()}, new / TENSORS)
+            facts = {"format": FORMAT, "images": images, **state.facts}
+            (new / FACTS).write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")
+    except FileExistsError:
+        raise
+    except OSError as error:
+        raise OSError(error.errno, f"{folder}: a checkpoint of {needed:,} bytes: {error.strerror}") from error
     for old in stored(run)[:-KEPT]:
         shutil.rmtree(old)
     return folder
@@ -89,6 +90,14 @@ def _read(folder: Path) -> State:
         return State(load_file(folder / TENSORS), facts)
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise FormatError(f"{folder}: not a checkpoint ({error})") from error
+
+
+def set_aside(run: Path, path: Path) -> Path:
+    """Move a file or folder of a run to RUN/replaced, under its own name and a number: nothing is lost."""
+    folder = run / "replaced"
+    folder.mkdir(exist_ok=True)
+    number = sum(1 for p in folder.iterdir() if p.name.startswith(f"{path.name}-"))
+    return path.rename(folder / f"{path.name}-{number}")
 
 
 def remove_leftovers(run: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import sys
 import time
@@ -16,14 +17,14 @@ from ..denoiser import Preconditioned
 from ..files import refuse_existing
 from ..models import save
 from ..progress import bar
-from .checkpoint import Pace, remove_leftovers, write
+from .checkpoint import Pace, remove_leftovers, set_aside, write
 from .config import TrainConfig
 from .grids import Grids
 from .heldout import HeldOut
 from .interruption import Interruption, TrainingStopped, locked
 from .levels import LossBySigma
 from .ranks import together
-from .resume import agreed, check_same, restore, restore_watchers, whole_state
+from .resume import agreed, check_same, clear_the_way, restore, restore_watchers, whole_state
 from .trackers import Trackers
 from .trainer import Trainer
 from .watch import Bar, MetricsLog, Watcher
@@ -90,6 +91,7 @@ def train(
         if first:
             config.save(run / CONFIG)
             remove_leftovers(run)
+            clear_the_way(run, found, say)
             report = stack.enter_context(bar("training", progress))
             everyone = [trackers, Bar(report), *_standard(trackers, heldout, say), *watchers]
         for watcher in everyone:
@@ -109,6 +111,8 @@ def _check_place(run: Path, config: TrainConfig, resume: bool, allow_changes: bo
         refuse_existing(run)
     elif (run / CONFIG).is_file():
         check_same(TrainConfig.load(run / CONFIG), config, allow_changes)
+    elif run.is_dir() and any(path.name != "lock" and path.name[0] != "." for path in run.iterdir()):
+        raise FileExistsError(f"{run} has something in it, but no {CONFIG}: not a run to resume; name another place")
 
 
 def _steps(trainer: Trainer, run: Path, watchers: Sequence[Watcher], stop: Interruption, before: float) -> None:
@@ -168,7 +172,16 @@ def _save_snapshot(trainer: Trainer, run: Path, seconds: float) -> Path:
     home, name = run / "snapshots", _snapshot_name(trainer.step, trainer.config)
     for averaging, ema in reversed(trainer.averages):
         folder = home / (name if ema is trainer.ema else f"{name}-{averaging.name}")
-        if not folder.exists():  # else written before the run was interrupted, with the same bits
+        if folder.exists() and not _same_snapshot(folder, trainer):
+            set_aside(run, folder)
+        if not folder.exists():
             info = trainer.info(seconds, averaging)
             save(cast("Preconditioned", ema.module), folder, design=trainer.design, info=info)
     return home / name
+
+
+def _same_snapshot(folder: Path, trainer: Trainer) -> bool:
+    """Whether a snapshot was written by this run before it was interrupted: then it has the same bits."""
+    training = json.loads((folder / "model.json").read_text(encoding="utf-8"))["info"]["training"]
+    stored = TrainConfig.from_dict(training["config"])
+    return bool(training["images_seen"] == trainer.images_seen and not stored.differences(trainer.config))

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from .checkpoint import Say, State, read, read_at
+from .checkpoint import Say, State, read, read_at, set_aside, stored
 from .config import TrainConfig
 from .ranks import Ranks
 from .trainer import Trainer
@@ -19,6 +19,18 @@ def agreed(run: Path, ranks: Ranks, device: str, say: Say) -> State | None:
     return read_at(run, images) if found is None and images >= 0 else found
 
 
+def clear_the_way(run: Path, found: State | None, say: Say) -> None:
+    """Set aside what the run would write again with other content: checkpoints that are damaged, or all without one."""
+    if found is not None:
+        newer = [folder for folder in stored(run) if int(folder.name) > found.facts["images"]]
+    else:
+        newer = [path for path in (run / "snapshots", *sorted(run.glob("*.jsonl"))) if path.exists()]
+        if newer:
+            say(f"{run}: no checkpoint to go on from; it begins again, what is there is kept in {run / 'replaced'}")
+    for path in newer:
+        set_aside(run, path)
+
+
 def whole_state(trainer: Trainer, watchers: Sequence[Watcher], seconds: float) -> State:
     """The state of the trainer, and of the watchers by their class."""
     own = trainer.state()
@@ -26,7 +38,7 @@ def whole_state(trainer: Trainer, watchers: Sequence[Watcher], seconds: float) -
     seen = {type(watcher).__name__: watcher.state() for watcher in watchers}
     for name, state in seen.items():
         tensors |= {f"watch.{name}.{key}": t for key, t in state.tensors.items()}
-    facts |= {"seconds": seconds, "fingerprint": trainer.dataset.fingerprint()}
+    facts |= {"seconds": seconds, "fingerprint": trainer.fingerprint}
     return State(tensors, facts | {"watch": {name: dict(state.facts) for name, state in seen.items()}})
 
 
@@ -52,7 +64,7 @@ def restore(trainer: Trainer, found: State | None) -> float:
     """Bring a trainer to a state that was found; the seconds it took so far. Raises ValueError for other data."""
     if found is None:
         return 0.0
-    if found.facts["fingerprint"] != trainer.dataset.fingerprint():
+    if found.facts["fingerprint"] != trainer.fingerprint:
         raise ValueError(f"{trainer.dataset.name}: not the data that this run was trained on (SHA-256 differs)")
     if found.facts["images"] > trainer.config.steps * trainer.config.batch:
         seen = found.facts["images"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, cast
@@ -117,6 +118,11 @@ class Trainer:
     def ema(self) -> EMA:
         """The first average, the model of a snapshot."""
         return self.averages[0][1]
+
+    @functools.cached_property
+    def fingerprint(self) -> str:
+        """Of the data; read once, since it takes all of them."""
+        return self.dataset.fingerprint()
 
     @property
     def images_seen(self) -> int:
@@ -275,7 +281,7 @@ class Trainer:
                 "range": [-1, 1] if data.is_image else None,
                 "sigma_data": data.sigma_data(),
                 "classes": data.classes,
-                "fingerprint": data.fingerprint(),
+                "fingerprint": self.fingerprint,
                 "heldout": self.config.heldout,
             },
             "training": {
