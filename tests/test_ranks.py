@@ -2,6 +2,7 @@
 
 import json
 import os
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -18,14 +19,17 @@ from test_resume import BASE, CONFIGURATIONS, content, points
 SCRIPT = Path(__file__).with_name("train_in_ranks.py")
 
 
-def torchrun(run: Path, name: str, processes: int, *, port: int, restarts: int = 0, **environment: str) -> int:
-    """Train a configuration of test_resume by so many processes; the exit code."""
+def torchrun(run: Path, name: str, processes: int, *, restarts: int = 0, **environment: str) -> None:
+    """Train a configuration of test_resume by so many processes, on a port that is free."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
     command = [sys.executable, "-m", "torch.distributed.run", f"--nproc-per-node={processes}"]
     command += [f"--master-port={port}", f"--max-restarts={restarts}", str(SCRIPT), str(run), name]
     done = subprocess.run(
         command, env=os.environ | {"OMP_NUM_THREADS": "1"} | environment, capture_output=True, timeout=240, check=False
     )
-    return done.returncode
+    assert done.returncode == 0, done.stderr.decode()[-3000:]
 
 
 def alone(run: Path, name: str) -> None:
@@ -39,10 +43,10 @@ def alone(run: Path, name: str) -> None:
 
 
 @pytest.mark.timeout(300)
-@pytest.mark.parametrize("name, processes, port", [("accumulated, learned", 2, 29611), ("augmented, labels", 4, 29612)])
-def test_processes_give_the_bits_of_one(tmp_path, name, processes, port):
+@pytest.mark.parametrize("name, processes", [("accumulated, learned", 2), ("augmented, labels", 4)])
+def test_processes_give_the_bits_of_one(tmp_path, name, processes):
     alone(tmp_path / "one", name)
-    assert torchrun(tmp_path / "many", name, processes, port=port) == 0
+    torchrun(tmp_path / "many", name, processes)
     a, b = content(tmp_path / "one"), content(tmp_path / "many")
     assert a.keys() == b.keys() and [k for k in a if a[k] != b[k]] == []
 
@@ -52,7 +56,7 @@ def test_processes_give_the_bits_of_one(tmp_path, name, processes, port):
 def test_a_killed_rank_is_restarted_and_the_bits_are_the_same(tmp_path):
     alone(tmp_path / "one", "edm")
     marker = tmp_path / "killed"
-    assert torchrun(tmp_path / "many", "edm", 2, port=29613, restarts=1, KILL_AT="9", KILL_MARKER=str(marker)) == 0
+    torchrun(tmp_path / "many", "edm", 2, restarts=1, KILL_AT="9", KILL_MARKER=str(marker))
     assert json.loads(marker.read_text()) == {"rank": 1, "step": 9}
     a, b = content(tmp_path / "one"), content(tmp_path / "many")
     assert [k for k in a if a[k] != b[k]] == []
