@@ -8,7 +8,7 @@ import pytest
 SOURCE = Path(__file__).parents[1] / "src" / "elucidiff"
 FILES = sorted(SOURCE.rglob("*.py"))
 FLOORS = {
-    1: "errors component tensors seeds brownian files progress citations foreign hub _version",
+    1: "errors component tensors seeds brownian files portions progress citations foreign hub _version",
     2: "formulation networks data augment metrics",
     3: "timesteps preconditioning conditioning",
     4: "denoiser",

@@ -229,3 +229,9 @@ def _print_facts(title: str, facts: dict[str, Any]) -> None:
         if isinstance(value, dict):
             value = ", ".join(f"{k}={v}" for k, v in value.items() if not isinstance(v, dict))
         print(f"  {name:<16} {value}")
+
+
+def cost(nfe: int, facts: dict[str, Any]) -> str:
+    """NFE 35; with guidance, how many evaluations of networks that is: two of them answer within the interval."""
+    guidance = facts.get("guidance")
+    return f"NFE {nfe}" + (f", {guidance['network_evaluations']:g} network evaluations" if guidance else "")

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
+from importlib import import_module
 
 import torch
 import torch.distributed as dist
@@ -65,7 +66,8 @@ def together(device: str) -> Iterator[tuple[Ranks, str]]:
     """Join the processes that torchrun started, and leave them at the end; this one's rank, and its device.
 
     Alone where the environment names no others. nccl between GPUs, each rank with one of its own, else gloo. Within a
-    process group that exists already that one is used.
+    process group that exists already that one is used. At the end the group's threads are gone: one that outlives the
+    interpreter aborts the process (torch issue 190489).
     """
     if dist.is_available() and dist.is_initialized():
         yield Ranks(dist.get_rank(), dist.get_world_size()), _own(device)
@@ -76,6 +78,7 @@ def together(device: str) -> Iterator[tuple[Ranks, str]]:
     device = _own(device)
     if device.startswith("cuda"):
         torch.cuda.set_device(device)
+    import_module("torch.distributed.nn.functional")  # imported later, as optimizers do, it would keep the group alive
     store, rank, size = next(dist.rendezvous("env://", timeout=PATIENCE))
     backend = "nccl" if device.startswith("cuda") else "gloo"
     dist.init_process_group(
