@@ -32,7 +32,6 @@ from .sample import sample
 from .train import train
 
 
-
 def table1(as_json: JsonOption = False) -> None:
     """Print Table 1 of the EDM paper from the code.
 
