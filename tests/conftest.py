@@ -1,6 +1,8 @@
-"""What several test files use: the folder of shared data, a trained model, and determinism."""
+"""What several test files use: the folder of shared data, a trained model, determinism, and the record of promises."""
 
+import json
 import os
+import time
 from pathlib import Path
 
 import pytest
@@ -10,6 +12,8 @@ import torch
 torch.set_num_threads(1)
 
 SHARED = Path(__file__).parents[2] / "shared"
+CHAOS = os.environ.get("ELUCIDIFF_CHAOS") == "1"  # `make chaos`: the tests of promises at their full sizes
+RECORD = os.environ.get("ELUCIDIFF_CHAOS_RECORD")  # a file of JSON lines, of which scripts/chaos.py makes the page
 
 
 def shared(name: str) -> Path:
@@ -18,6 +22,45 @@ def shared(name: str) -> Path:
     if not path.exists():
         pytest.skip(f"{path} is absent")
     return path
+
+
+def sized(full: int) -> int:
+    """A size of a promise's test: all of it in `make chaos`, a tenth in every other run."""
+    return full if CHAOS else max(1, full // 10)
+
+
+@pytest.fixture
+def promise(request):
+    """promise("R2", kills=100, equal=100): a promise of the reliability page was kept, at these sizes.
+
+    A test that asks for this fixture is one of `make chaos`, by the marker it thereby has.
+    """
+    began = time.perf_counter()
+
+    def record(name: str, **figures) -> None:
+        seconds = round(time.perf_counter() - began, 1)
+        _record({"promise": name, "test": request.node.nodeid, "figures": {"seconds": seconds} | figures})
+
+    return record
+
+
+def _record(line: dict) -> None:
+    if RECORD:
+        with open(RECORD, "a", encoding="utf-8") as file:
+            file.write(json.dumps(line) + "\n")
+
+
+def pytest_configure(config):
+    config.addinivalue_line("markers", "chaos: shows a promise of docs/reliability.md; at full size in `make chaos`")
+
+
+@pytest.hookimpl(hookwrapper=True)
+def pytest_runtest_makereport(item, call):
+    """What failed or was skipped goes into the record of promises too."""
+    report = (yield).get_result()
+    if item.get_closest_marker("chaos") and (report.failed or report.skipped):
+        reason = report.longrepr[2] if isinstance(report.longrepr, tuple) else str(call.excinfo and call.excinfo.value)
+        _record({"test": item.nodeid, "outcome": report.outcome, "reason": reason.splitlines()[0] if reason else ""})
 
 
 @pytest.fixture(autouse=True)
@@ -32,6 +75,10 @@ def pytest_collection_modifyitems(items):
         if "digits_run" in getattr(item, "fixturenames", ()):
             item.add_marker(pytest.mark.slow)
             item.add_marker(pytest.mark.timeout(1500))
+        if "promise" in getattr(item, "fixturenames", ()):
+            item.add_marker(pytest.mark.chaos)
+            if CHAOS:
+                item.add_marker(pytest.mark.timeout(1800), append=False)
 
 
 @pytest.fixture(scope="session")

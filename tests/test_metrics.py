@@ -2,7 +2,7 @@
 
 import json
 import math
-from itertools import pairwise
+from itertools import pairwise, permutations
 from pathlib import Path
 
 import numpy as np
@@ -148,9 +148,35 @@ def test_kernel_distance_equals_the_definition():
         expected.append(mmd2_by_loops(x[i], y[j]))
     got = kernel_distance(x, y, subsets=subsets, subset_size=size, seed=seed)
     assert got.value == pytest.approx(np.mean(expected), rel=1e-12)
-    assert got.standard_error == pytest.approx(np.std(expected, ddof=1) * math.sqrt(12 / 13 + 1 / 5), rel=1e-12)
     assert got == kernel_distance(x, y, subsets=subsets, subset_size=size, seed=seed)
     assert got != kernel_distance(x, y, subsets=subsets, subset_size=size, seed=seed + 1)
+
+
+def test_the_error_of_the_kernel_distance_is_that_of_its_u_statistic():
+    """Hoeffding's two orders, each variance as the mean over all tuples of distinct samples."""
+    x, y, size, subsets, seed = normal(14, 3), 0.5 + normal(11, 3, seed=1), 6, 3, 7
+    generator = torch.Generator().manual_seed(seed)
+    values, orders = [], []
+    for _ in range(subsets):
+        i, j = (torch.randperm(n, generator=generator)[:size] for n in (14, 11))
+        values.append(mmd2_by_loops(x[i], y[j]))
+        k_xx, k_yy, k_xy = (((a @ b.mT) / 3 + 1) ** 3 for a, b in ((x[i], x[i]), (y[j], y[j]), (x[i], y[j])))
+        phi, psi = k_xx - k_xy, k_yy - k_xy.mT
+        triples, quadruples = list(permutations(range(size), 3)), list(permutations(range(size), 4))
+
+        def first(f, triples=triples, quadruples=quadruples):
+            square = np.mean([f[a, b] * f[c, d] for a, b, c, d in quadruples])
+            return np.mean([f[a, b] * f[a, c] for a, b, c in triples]) - square
+
+        h = phi + psi
+        of_h = np.mean([h[a, b] ** 2 for a, b in permutations(range(size), 2)])
+        of_h -= np.mean([h[a, b] * h[c, d] for a, b, c, d in quadruples])
+        orders.append([first(phi), first(psi), of_h - 2 * first(phi) - 2 * first(psi)])
+    of_x, of_y, second = np.mean(orders, 0)
+    variance = max(0, 4 * of_x / 14 + 4 * of_y / 11) + second / 2 * (1 / 14 + 1 / 11) ** 2
+    expected = math.sqrt(max(0, variance) + np.var(values, ddof=1) / subsets)
+    got = kernel_distance(x, y, subsets=subsets, subset_size=size, seed=seed)
+    assert got.standard_error == pytest.approx(expected, rel=1e-10)
 
 
 @pytest.mark.parametrize("shift", [0.0, 0.5])
@@ -164,7 +190,7 @@ def test_kernel_distance_is_unbiased_and_its_error_is_honest(shift):
     error = values.std(ddof=1) / math.sqrt(len(values))
     expected = expectation(shift, shift) + expectation(0, 0) - 2 * expectation(0, shift)
     assert abs(values.mean() - expected) < 4 * error
-    assert 0.7 < reported / values.std(ddof=1) < 2.2
+    assert 0.85 < reported / values.std(ddof=1) < 1.35
 
 
 def expectation(p, q, d=4):
@@ -183,9 +209,9 @@ def expectation(p, q, d=4):
     [
         (torch.zeros(9, 2), torch.zeros(9, 3), {}, "shapes"),
         (torch.zeros(9), torch.zeros(9), {}, "shapes"),
-        (torch.zeros(3, 2), torch.zeros(9, 2), {}, "at least 4"),
-        (torch.zeros(9, 2), torch.zeros(8, 2), {"subset_size": 8}, "2 to 7"),
-        (torch.zeros(9, 2), torch.zeros(8, 2), {"subset_size": 1}, "2 to 7"),
+        (torch.zeros(4, 2), torch.zeros(9, 2), {}, "at least 5"),
+        (torch.zeros(9, 2), torch.zeros(8, 2), {"subset_size": 8}, "4 to 7"),
+        (torch.zeros(9, 2), torch.zeros(8, 2), {"subset_size": 3}, "4 to 7"),
         (torch.zeros(9, 2), torch.zeros(8, 2), {"subsets": 1}, "subsets"),
         (torch.full((9, 2), math.nan), torch.zeros(8, 2), {}, "NaN"),
     ],

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
-from typing import NamedTuple, TypeGuard
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -13,6 +13,7 @@ from torch import Tensor
 from ..data import Dataset
 from ..metrics import (
     ClassFeatures,
+    ClassScore,
     Features,
     Statistics,
     class_score,
@@ -48,70 +49,69 @@ class Measured(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Sets:
-    """What is compared: samples and as many real ones against the reference; features are computed when asked for.
+class Side:
+    """Samples x (n, *), their classes (n, K) or None, and what the extractor makes of them, computed when asked for."""
 
-    training: the data of which `real` is a part. labels, real_labels: classes (n, K), or None.
+    x: Tensor
+    labels: Tensor | None
+    extractor: Features
+
+    @cached_property
+    def f(self) -> Tensor:
+        """Features (n, d)."""
+        return self.extractor.features(self.x)
+
+    @cached_property
+    def logits(self) -> Tensor:
+        """Logits (n, K), of an extractor that is a classifier. Raises TypeError for another."""
+        if not isinstance(self.extractor, ClassFeatures):
+            raise TypeError(f"features {self.extractor} name no class")
+        return self.extractor.logits(self.x)
+
+
+@dataclass(frozen=True)
+class Sets:
+    """What is compared: samples and as many real ones against the reference.
+
+    training: the data of which `real` is a part.
     """
 
-    samples: Tensor
-    labels: Tensor | None
-    real: Tensor
-    real_labels: Tensor | None
-    reference: Dataset
+    samples: Side
+    real: Side
+    reference: Side
     training: Dataset
     extractor: Features
     seed: int
 
-    @cached_property
-    def held_out(self) -> Tensor:
-        """The reference samples."""
-        return self.reference.tensor()
-
-    @cached_property
-    def f(self) -> Tensor:
-        """Features of the samples."""
-        return self.extractor.features(self.samples)
-
-    @cached_property
-    def g(self) -> Tensor:
-        """Features of the reference."""
-        return self.extractor.features(self.held_out)
-
-    @cached_property
-    def h(self) -> Tensor:
-        """Features of the real data in the samples' place."""
-        return self.extractor.features(self.real)
-
 
 def _frechet(s: Sets) -> Iterator[Measured]:
-    reference = Statistics.of(s.g)
-    value, real = (frechet_distance(Statistics.of(x), reference) for x in (s.f, s.h))
+    reference = Statistics.of(s.reference.f)
+    value, real = (frechet_distance(Statistics.of(side.f), reference) for side in (s.samples, s.real))
     yield Measured("fd", s.extractor.fd_name, value, None, real)
 
 
 def _kernel(s: Sets) -> Iterator[Measured]:
-    value, real = (kernel_distance(x, s.g, seed=s.seed) for x in (s.f, s.h))
+    value, real = (kernel_distance(side.f, s.reference.f, seed=s.seed) for side in (s.samples, s.real))
     yield Measured("kd", "kernel distance", *value, real.value)
 
 
 def _agreement(s: Sets) -> Iterator[Measured]:
     """The fraction of samples that are classified as the asked class; nothing without a classifier of these classes."""
-    if isinstance(s.extractor, ClassFeatures) and _same_classes(s.labels, s.extractor):
-        value, error = _agreeing(s.extractor, s.samples, s.labels)
-        real = None
-        if _same_classes(s.real_labels, s.extractor):
-            real = _agreeing(s.extractor, s.real, s.real_labels)[0]
+    if isinstance(s.extractor, ClassFeatures) and same_classes(s.samples, s.extractor):
+        value, error = agreeing(s.samples)
+        real = agreeing(s.real)[0] if same_classes(s.real, s.extractor) else None
         yield Measured("agreement", "class agreement", value, error, real)
 
 
-def _same_classes(labels: Tensor | None, extractor: ClassFeatures) -> TypeGuard[Tensor]:
+def same_classes(side: Side, extractor: ClassFeatures) -> bool:
     """Whether there are labels (n, K) of as many classes as the extractor knows."""
-    return labels is not None and labels.shape[1] == extractor.label_dim
+    return side.labels is not None and side.labels.shape[1] == extractor.label_dim
 
 
-def _agreeing(extractor: ClassFeatures, samples: Tensor, labels: Tensor) -> tuple[float, float]:
-    right = (extractor.logits(samples).argmax(1) == labels.argmax(1).to(samples.device)).double()
+def agreeing(side: Side) -> tuple[float, float]:
+    """The fraction of a side that is classified as its labels say, and its standard error."""
+    asked = torch.as_tensor(side.labels).argmax(1)
+    right = (side.logits.argmax(1) == asked.to(side.logits.device)).double()
     p = right.mean().item()
     return p, (p * (1 - p) / len(right)) ** 0.5
 
@@ -119,54 +119,56 @@ def _agreeing(extractor: ClassFeatures, samples: Tensor, labels: Tensor) -> tupl
 def _class_score(s: Sets) -> Iterator[Measured]:
     """Nothing without a classifier: the score knows no data."""
     if isinstance(s.extractor, ClassFeatures):
-        splits = [max(1, min(SPLITS, len(x) // IN_A_SPLIT)) for x in (s.samples, s.real)]
-        value, real = (
-            class_score(s.extractor.logits(x), splits=k, seed=s.seed)
-            for x, k in zip((s.samples, s.real), splits, strict=True)
-        )
+        value, real = (inception_score(side, s.seed) for side in (s.samples, s.real))
         yield Measured("is", "class score (IS)", *value, real.value)
 
 
+def inception_score(side: Side, seed: int) -> ClassScore:
+    """The class score of a side in ten splits, in fewer where these would be small."""
+    n = len(side.logits)
+    return class_score(side.logits, splits=max(1, min(SPLITS, n // IN_A_SPLIT)), seed=seed)
+
+
 def _precision_recall(s: Sets) -> Iterator[Measured]:
-    value, real = (precision_recall(x, s.g) for x in (s.f, s.h))
+    value, real = (precision_recall(side.f, s.reference.f) for side in (s.samples, s.real))
     yield Measured("precision", "precision", value.precision, None, real.precision)
     yield Measured("recall", "recall", value.recall, None, real.recall)
 
 
 def _density_coverage(s: Sets) -> Iterator[Measured]:
-    value, real = (density_coverage(x, s.g) for x in (s.f, s.h))
+    value, real = (density_coverage(side.f, s.reference.f) for side in (s.samples, s.real))
     yield Measured("density", "density", value.density, None, real.density)
     yield Measured("coverage", "coverage", value.coverage, None, real.coverage)
 
 
 def _sliced(s: Sets) -> Iterator[Measured]:
     """Patches of images; the numbers themselves of anything else."""
-    shape, name = s.samples.shape[1:], "sliced Wasserstein distance"
+    shape, name = s.samples.x.shape[1:], "sliced Wasserstein distance"
     if len(shape) == 3 and min(shape[1:]) >= PATCH:
-        value, real = (patch_distance(x, s.held_out, seed=s.seed).value for x in (s.samples, s.real))
+        value, real = (patch_distance(side.x, s.reference.x, seed=s.seed).value for side in (s.samples, s.real))
         yield Measured("swd", name, value, None, real, "patches")
         return
-    flat = s.held_out.flatten(1)
-    found, ideal = (sliced_wasserstein(x.flatten(1), flat, seed=s.seed) for x in (s.samples, s.real))
+    flat = s.reference.x.flatten(1)
+    found, ideal = (sliced_wasserstein(side.x.flatten(1), flat, seed=s.seed) for side in (s.samples, s.real))
     yield Measured("swd", f"{name} (squared)", *found, ideal.value, "numbers")
 
 
 def _energy(s: Sets) -> Iterator[Measured]:
-    value, real = (energy_distance(x, s.g) for x in (s.f, s.h))
+    value, real = (energy_distance(side.f, s.reference.f) for side in (s.samples, s.real))
     yield Measured("energy", "energy distance", *value, real.value)
 
 
 def _mmd(s: Sets) -> Iterator[Measured]:
-    value, real = (mmd(x, s.g) for x in (s.f, s.h))
+    value, real = (mmd(side.f, s.reference.f) for side in (s.samples, s.real))
     yield Measured("mmd", "Gaussian MMD (squared)", *value, real.value)
 
 
 def _nearest(s: Sets) -> Iterator[Measured]:
     """Real: a random part of the reference plays the samples, half at most, against the training data and the rest."""
-    training, held_out = s.training.tensor(), s.held_out
-    found = memorisation(s.samples, training, held_out, seed=s.seed)
+    training, held_out = s.training.tensor(), s.reference.x
+    found = memorisation(s.samples.x, training, held_out, seed=s.seed)
     order = torch.from_numpy(keyed(s.seed, Stream.SPLIT, 4).permutation(len(held_out)))  # files may have one
-    played, rest = held_out[order].tensor_split([min(len(s.samples), len(held_out) // 2)])
+    played, rest = held_out[order].tensor_split([min(len(s.samples.x), len(held_out) // 2)])
     real = memorisation(played, training, rest, seed=s.seed).excess if len(rest) > 1 else None
     yield Measured("nearest", "memorised (0: none, 1: copies)", found.excess, found.excess_error, real, "numbers")
 

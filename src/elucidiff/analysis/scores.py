@@ -14,7 +14,7 @@ from ..data import Dataset, from_uint8, to_uint8
 from ..errors import unknown
 from ..metrics import Features, extractor_for
 from ..seeds import Stream, keyed
-from .measures import MEASURES, Sets
+from .measures import MEASURES, Sets, Side
 
 METRICS = ("fd", "kd", "agreement")  # unless others are asked for
 ALL_METRICS = tuple(name for names in MEASURES for name in names)
@@ -89,11 +89,17 @@ def score_samples(
         samples = from_uint8(to_uint8(samples))
     extractor = extractor or extractor_for(reference.shape, reference.source)
     pick = torch.from_numpy(keyed(seed, Stream.SPLIT, 1).permutation(len(real)))[: len(samples)]
-    sets = Sets(samples, labels, *real.batch(pick), reference, real, extractor, seed)
+    sides = Side(samples, labels, extractor), Side(*real.batch(pick), extractor)
+    sets = Sets(*sides, Side(reference.tensor(), None, extractor), real, extractor, seed)
+    return scores_of(sets, wanted)
+
+
+def scores_of(sets: Sets, wanted: Sequence[str]) -> list[Score]:
+    """The scores of sides that are there, of metrics named one by one, in the order of MEASURES."""
     found = [m for names, measure in MEASURES.items() if {*names} & {*wanted} for m in measure(sets)]
-    n, n_reference = len(samples), len(reference)
+    n, n_reference = len(sets.samples.x), len(sets.reference.x)
     return [
-        Score(m.metric, m.name, m.value, m.error, m.real, n, n_reference, m.features or str(extractor))
+        Score(m.metric, m.name, m.value, m.error, m.real, n, n_reference, m.features or str(sets.extractor))
         for m in found
         if m.metric in wanted
     ]

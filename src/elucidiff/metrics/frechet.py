@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+EXACT = 1e-10  # what may be wrong of the trace of the root, as a part of it
 WELL = 1e-9  # pivots above this part of the largest variance are more than rounding
 SIMULATED = 10  # sets of up to 10 d samples are simulated for the bias; larger ones count as exact
 
@@ -89,8 +90,9 @@ def frechet_distance(a: Statistics, b: Statistics) -> float:
 
         |mu_a - mu_b|^2 + tr C_a + tr C_b - 2 tr (C_a^1/2 C_b C_a^1/2)^1/2
 
-    With C = R^T R the last trace is the sum of the singular values of R_a R_b^T: real, symmetric, and
-    with errors near the machine's precision, where a matrix square root has its square root. Warns
+    With C = R^T R the last trace is the sum of the singular values of G = R_a R_b^T: real, symmetric, and with errors
+    near the machine's precision, where a matrix square root has its square root. As the roots of the eigenvalues of
+    G G^T, four times as fast, wherever they are exact to `EXACT`. Warns
     (SmallSampleWarning) with the size of the bias when n <= d. Dowson and Landau 1982; Heusel et al. 2017.
     """
     _check_dimensions(a, b)
@@ -108,9 +110,24 @@ def frechet_distance(a: Statistics, b: Statistics) -> float:
 
 
 def _distance(shift: Tensor, cov_a: Tensor, cov_b: Tensor) -> float:
-    cross = torch.linalg.svdvals(_root(cov_a) @ _root(cov_b).mT).sum()
+    cross = _nuclear_norm(_root(cov_a) @ _root(cov_b).mT)
     distance = shift.square().sum() + cov_a.trace() + cov_b.trace() - 2 * cross
     return max(0.0, float(distance))
+
+
+def _nuclear_norm(G: Tensor) -> Tensor:
+    """The sum of the singular values.
+
+    Eigenvalues l_i of the product are wrong by eps l_max at most, in practice by less, their roots by half of that over
+    root l_i: where the sum of these could matter, the singular values are computed, which takes four times as long.
+    """
+    product = G @ G.mT if len(G) <= G.shape[1] else G.mT @ G
+    squares = torch.linalg.eigvalsh(product).clamp_min_(0)
+    wrong = torch.finfo(G.dtype).eps * squares.max()
+    values = squares.sqrt()
+    if float((wrong / (2 * torch.maximum(values, wrong.sqrt()))).sum()) <= EXACT * float(values.sum()):
+        return values.sum()
+    return torch.linalg.svdvals(G).sum()
 
 
 def _root(covariance: Tensor) -> Tensor:
