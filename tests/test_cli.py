@@ -323,3 +323,26 @@ def test_bad_input_gives_one_or_two_lines_and_code_2(capsys, tmp_path):
 def test_debug_shows_the_traceback(tmp_path):
     with pytest.raises(FileNotFoundError):
         main(["sample", str(tmp_path / "none"), "--out", str(tmp_path / "new"), "--debug"])
+
+
+@pytest.mark.parametrize(
+    "text, seconds",
+    [
+        ("0", 0),
+        ("13800", 13800),
+        ("90.5", 90.5),
+        ("3h50m", 13800),
+        ("2d12h", 216000),
+        ("45s", 45),
+        ("3:50:00", 13800),
+        ("1-03:50:00", 100200),
+    ],
+)
+def test_durations(text, seconds):
+    assert parse.duration(text) == seconds
+
+
+@pytest.mark.parametrize("text", ["", "soon", "-1", "3x", "1h2d", "3:70:00", "nan", "1e9h", "3:50"])
+def test_what_is_no_duration_is_refused(text):
+    with pytest.raises(ValueError, match=r"duration: got .* expected seconds, or as 3h50m"):
+        parse.duration(text)

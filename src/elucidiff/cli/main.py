@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import os
 import sys
 import warnings
 from collections.abc import Sequence
@@ -82,8 +83,12 @@ def _message(error: Exception) -> str:
 
 
 def _code(error: Exception) -> int:
-    """2 for wrong use, 3 for a run of which no checkpoint is good, 85 for one that stopped and can go on, else 1."""
-    own = {"NoGoodCheckpoint": 3, "TrainingStopped": 85}  # by name: importing them would import torch
+    """2 for wrong use, 3 for a run of which no checkpoint is good, 85 for one that stopped and can go on, else 1.
+
+    Within torchrun the one that stopped ends with 0: it would be started again at once. RUN/stopped says it there.
+    """
+    stopped = 0 if "TORCHELASTIC_RUN_ID" in os.environ else 85
+    own = {"NoGoodCheckpoint": 3, "TrainingStopped": stopped}  # by name: importing them would import torch
     return own.get(type(error).__name__, 2 if _is_wrong_use(error) else 1)
 
 

@@ -53,6 +53,18 @@ def seeds(text: str) -> list[int]:
     return found
 
 
+def duration(text: str) -> float:
+    """Seconds, of 13800, 90.5, 3h50m, 2d or 3:50:00."""
+    if re.fullmatch(r"\d+(\.\d+)?", text):
+        return float(text)
+    units = re.fullmatch(r"(?:(\d+)d)?(?:(\d+)h)?(?:(\d+)m)?(?:(\d+)s)?", text)
+    clock = re.fullmatch(r"(?:(\d+)-)?(\d+):([0-5]\d):([0-5]\d)", text)  # D-HH:MM:SS, as SLURM has it
+    if not text or not (found := units or clock):
+        raise ValueError(f"duration: got {text!r}; expected seconds, or as 3h50m, 2d12h, 3:50:00, 1-03:50:00")
+    d, h, m, s = (int(part or 0) for part in found.groups())
+    return float(((d * 24 + h) * 60 + m) * 60 + s)
+
+
 def labels(text: str | None, n: int, denoiser: Denoiser) -> Tensor | list[int] | None:
     """Labels of n samples: one class or vector for all, or several dealt in turn ("0-9", a .npy or .csv file)."""
     from .given import label_rows

@@ -38,19 +38,19 @@ def train(
         bool, typer.Option("--allow-changes", help="Resume with another configuration than before.")
     ] = False,
     time_limit: Annotated[
-        float | None, typer.Option("--time-limit", min=0, help="Seconds after which it saves its state and stops.")
+        str | None, typer.Option("--time-limit", help="When it saves its state and stops: seconds, 3h50m, 3:50:00.")
     ] = None,
     as_json: JsonOption = False,
 ) -> None:
     """Train a model on a data set; EDM's design, sigma_data measured, unless --set says otherwise.
 
-    Example: elucidiff train digits --out runs/digits --images 300000 --set batch=64 network.channels=16
     Stopped by a signal or --time-limit it saves its state and exits with code 85; --resume goes on, to the same bits.
 
     Within torchrun processes share each batch: torchrun --nproc-per-node 2 -m elucidiff train ... --set accumulate=2.
 
+    Example: elucidiff train digits --out runs/digits --images 300000 --set batch=64 network.channels=16
     Example: elucidiff train digits --dry-run --set batch=256
-    Example: elucidiff train digits --out runs/digits --resume --time-limit 3600
+    Example: elucidiff train digits --out runs/digits --resume --time-limit 1h
     Example: elucidiff train photos.zip --out runs/superres --set condition=lowres condition.factor=4
     """
     from ..training import train as train_model
@@ -58,8 +58,9 @@ def train(
 
     if out is None and not dry_run:
         raise ValueError("--out: got no run directory; expected a new folder, or --dry-run to see what it would take")
-    dataset = read_data(data)
     config = _base(recipe, out if resume else None).replace(data=data)
+    reading = [s for s in settings or [] if s.partition("=")[0] in ("cache", "on_bad_data")]
+    dataset = read_data(data, parse.apply_settings(config, reading))
     given = {"out": None if out is None else str(out), "seed": seed, "device": device}
     config = config.replace(**{name: value for name, value in given.items() if value is not None})
     if images is not None:
@@ -68,9 +69,8 @@ def train(
     if dry_run:
         planned(config, dataset, out, as_json)
         return
-    run = train_model(
-        config, data=dataset, progress=True, resume=resume, allow_changes=allow_changes, time_limit=time_limit
-    )
+    limit = None if time_limit is None else parse.duration(time_limit)
+    run = train_model(config, data=dataset, progress=True, resume=resume, allow_changes=allow_changes, time_limit=limit)
     if os.environ.get("RANK", "0") == "0":  # of the processes that torchrun started, the first speaks
         _print_end(run, config.steps * config.batch, machine=as_json)
 
