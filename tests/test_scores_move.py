@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 
+from conftest import shared
 from elucidiff import data
 from elucidiff.analysis import score_samples
 from test_metrics import blurred, noisy
@@ -111,3 +112,34 @@ def test_samples_of_the_data_are_as_good_as_real_data():
     for name in ("kd", "energy", "mmd"):
         assert abs(found[name].value) < 3 * found[name].error, name
         assert np.sign(found[name].error) == 1
+
+
+@pytest.mark.slow
+def test_scores_of_mnist_move_too():
+    """400 training pictures against 400 test pictures, on features without weights: docs/scores.md has the table."""
+    train, test = data.load(shared("data/mnist-train.zip")), data.load(shared("data/mnist-test.zip"))
+    train, reference = train.subset(range(4000)), test.subset(range(400))
+    x, classes = train.tensor()[:400], train.labels[:400]
+    kinds = {
+        "real": x,
+        "blurred": blurred(x, 0.7),
+        "noisy": noisy(x, 0.2),
+        "very noisy": noisy(x, 0.6),
+        "one class": train.tensor()[train.labels == 3][:300],
+        "without half": x[classes < 5],
+        "repeated": x[:10].repeat(40, 1, 1, 1),
+    }
+    wanted = ("fd", "kd", "prdc", "energy", "mmd", "nearest")
+    found = {
+        kind: {s.metric: s.value for s in score_samples(y, reference, train, metrics=wanted)}
+        for kind, y in kinds.items()
+    }
+    real = found.pop("real")
+    for kind, values in found.items():
+        assert all(values[name] > 2 * abs(real[name]) for name in ("kd", "energy", "mmd")), kind
+        assert values["fd"] > 1.3 * real["fd"], kind
+    assert real["precision"] > found["noisy"]["precision"] > found["very noisy"]["precision"]
+    assert found["one class"]["precision"] > real["precision"] - 0.1
+    for kind, part in {"one class": 0.5, "without half": 0.95, "repeated": 0.5}.items():
+        assert found[kind]["recall"] < part * real["recall"] and found[kind]["coverage"] < part * real["coverage"], kind
+    assert real["nearest"] == found["repeated"]["nearest"] == 1  # they are the training data
