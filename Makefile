@@ -4,11 +4,12 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: help setup demo test lint bench clean
+.PHONY: help setup demo test chaos lint bench clean
 
 help:
 	@echo "make demo    set up, train on real digits, write a report and print its path (about 5 minutes)"
 	@echo "make test    set up, run the tests"
+	@echo "make chaos   the tests of reliability at full size; writes docs/reliability.md"
 	@echo "make lint    ruff and mypy"
 	@echo "make bench   print the benchmark tables"
 
@@ -33,6 +34,10 @@ demo: setup
 
 test: setup
 	$(BIN)/python -m pytest
+
+# One thread a process: the tensors are small, and the tests start several processes themselves.
+chaos: setup
+	OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 $(BIN)/python scripts/chaos.py
 
 lint: setup
 	$(BIN)/ruff check .

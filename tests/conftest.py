@@ -82,6 +82,16 @@ def pytest_collection_modifyitems(items):
 
 
 @pytest.fixture(scope="session")
+def driver():
+    """Trainings in processes of their own that can be killed, see tests/process_driver.py."""
+    from process_driver import Driver
+
+    found = Driver()
+    yield found
+    found.close()
+
+
+@pytest.fixture(scope="session")
 def digits_run(tmp_path_factory) -> Path:
     """A full run of the demo, as people get it: three minutes on all cores, for slow tests that need a trained model."""
     from elucidiff import demo

@@ -20,10 +20,9 @@ import torch
 from PIL import Image
 
 from conftest import shared
-from elucidiff import data
+from elucidiff import data, download
 from elucidiff.cli.main import main
-from elucidiff.data import download, shard_index, tars
-from elucidiff.data import sources as where_from
+from elucidiff.data import shard_index, tars
 from elucidiff.data.facts import facts
 from elucidiff.data.shards import MEASURED, Shards
 from elucidiff.errors import FormatError, MissingExtraError
@@ -32,7 +31,7 @@ from elucidiff.errors import FormatError, MissingExtraError
 @pytest.fixture(autouse=True)
 def _own_cache(tmp_path, monkeypatch):
     """Nothing of a test lands in the home folder."""
-    monkeypatch.setattr(where_from.load, "__kwdefaults__", {"cache": tmp_path / "cache"})
+    monkeypatch.setenv("ELUCIDIFF_CACHE", str(tmp_path / "cache"))
 
 
 def noise(*shape, seed=0):

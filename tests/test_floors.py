@@ -8,7 +8,7 @@ import pytest
 SOURCE = Path(__file__).parents[1] / "src" / "elucidiff"
 FILES = sorted(SOURCE.rglob("*.py"))
 FLOORS = {
-    1: "errors component tensors seeds brownian files portions progress citations foreign hub _version",
+    1: "errors component tensors seeds brownian files locks download portions progress citations foreign hub _version",
     2: "formulation networks data augment metrics",
     3: "timesteps preconditioning conditioning",
     4: "denoiser",
@@ -16,7 +16,7 @@ FLOORS = {
     5: "solvers guidance posterior",
     5.5: "request result",
     6: "sampler",
-    6.5: "drive latents",
+    6.5: "drive latents sharing",
     6.7: "adapters",
     7: "design",
     7.5: "models",

@@ -330,7 +330,7 @@ def run(capsys, *argv):
 def test_the_command_line(capsys, weights, tmp_path, monkeypatch):
     monkeypatch.delenv("ELUCIDIFF_INCEPTION", raising=False)
     np.savez(tmp_path / "noise.npz", images=images(24))
-    evaluate = ["evaluate", f"exact:{tmp_path / 'noise.npz'}", tmp_path / "noise.npz", "--num", "4", "--steps", "3"]
+    evaluate = ["evaluate", f"exact:{tmp_path / 'noise.npz'}", tmp_path / "noise.npz", "--num", "5", "--steps", "3"]
     wanted = ["--metrics", "kd", "--features", f"inception:{weights},level=64", "--json"]
     code, out, _ = run(capsys, *evaluate, *wanted)
     found = json.loads(out)

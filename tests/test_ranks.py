@@ -2,19 +2,22 @@
 
 import json
 import os
+import signal
 import socket
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
 import torch
 
 import elucidiff as ed
-from elucidiff.training import Trainer
+from conftest import CHAOS, sized
+from elucidiff.training import Trainer, checkpoint
 from elucidiff.training.draws import Order, draw, rows_of_part
 from elucidiff.training.ranks import Ranks, TreeSum
-from test_resume import BASE, CONFIGURATIONS, content, points
+from test_resume import BASE, CONFIGURATIONS, different, points
 
 SCRIPT = Path(__file__).with_name("train_in_ranks.py")
 
@@ -42,24 +45,62 @@ def alone(run: Path, name: str) -> None:
         torch.set_num_threads(threads)
 
 
-@pytest.mark.timeout(300)
-@pytest.mark.parametrize("name, processes", [("accumulated, learned", 2), ("augmented, labels", 4)])
-def test_processes_give_the_bits_of_one(tmp_path, name, processes):
-    alone(tmp_path / "one", name)
-    torchrun(tmp_path / "many", name, processes)
-    a, b = content(tmp_path / "one"), content(tmp_path / "many")
-    assert a.keys() == b.keys() and [k for k in a if a[k] != b[k]] == []
+SHARES = [
+    (name, accumulate, size)
+    for name in CONFIGURATIONS
+    for accumulate in (2, 4, 8)
+    for size in (2, 4)
+    if size <= accumulate
+]
+FEW = [("accumulated, learned", 4, 2), ("augmented, labels", 4, 4), ("edm", 2, 2)]
+
+
+def test_processes_give_the_bits_of_one(tmp_path, driver, promise):
+    """R12: the parts of a batch shared by 1, 2 and 4 processes, for each number of parts."""
+    shares = SHARES if CHAOS else FEW
+    for name, accumulate, size in shares:
+        settings = {"every": 64, "settings": {"accumulate": accumulate}, "stderr": str(tmp_path / "err")}
+        one, many = tmp_path / f"{name} {accumulate}", tmp_path / f"{name} {accumulate} by {size}"
+        if not one.exists():
+            assert driver.run(one, name, **settings) == 0
+        assert [driver.wait(p) for p in driver.ranks(many, name, size, **settings)] == [0] * size, (
+            tmp_path / "err"
+        ).read_text()
+        assert different(one, many) == []
+    promise("R12", shares=len(shares), equal=len(shares), processes="1, 2, 4", between_numbers_of_parts="not equal")
+
+
+def test_the_other_rank_ends_when_one_is_killed(tmp_path, driver, promise):
+    """R11, without anyone who watches over the processes: the survivor notices by itself; started again they go on."""
+    settings, longest = {"every": 64, "settings": {"accumulate": 2}}, 0.0
+    assert driver.run(tmp_path / "one", **settings) == 0
+    for i in range(kills := sized(10)):
+        run = tmp_path / str(i)
+        processes = driver.ranks(run, "edm", 2, pause=0.05, stderr=str(tmp_path / "err"), **settings)
+        while not checkpoint.stored(run):
+            time.sleep(0.005)
+        os.kill(processes[1 - i % 2], signal.SIGKILL)
+        began = time.monotonic()
+        assert driver.wait(processes[i % 2], timeout=60) not in (None, 0)
+        longest = max(longest, time.monotonic() - began)
+        assert driver.wait(processes[1 - i % 2]) == -signal.SIGKILL
+        assert [driver.wait(p) for p in driver.ranks(run, "edm", 2, **settings)] == [0, 0]
+        assert different(tmp_path / "one", run) == []
+    promise("R11", kills=kills, longest_seconds=round(longest, 2), equal_when_started_again=kills)
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(400)
-def test_a_killed_rank_is_restarted_and_the_bits_are_the_same(tmp_path):
+@pytest.mark.timeout(600)
+def test_a_killed_rank_is_restarted_and_the_bits_are_the_same(tmp_path, promise):
+    """R11 with torchrun, which starts both again."""
     alone(tmp_path / "one", "edm")
-    marker = tmp_path / "killed"
-    torchrun(tmp_path / "many", "edm", 2, restarts=1, KILL_AT="9", KILL_MARKER=str(marker))
-    assert json.loads(marker.read_text()) == {"rank": 1, "step": 9}
-    a, b = content(tmp_path / "one"), content(tmp_path / "many")
-    assert [k for k in a if a[k] != b[k]] == []
+    steps = (9, 2, 14) if CHAOS else (9,)
+    for step in steps:
+        marker = tmp_path / f"killed{step}"
+        torchrun(tmp_path / f"many{step}", "edm", 2, restarts=1, KILL_AT=str(step), KILL_MARKER=str(marker))
+        assert json.loads(marker.read_text()) == {"rank": 1, "step": step}
+        assert different(tmp_path / "one", tmp_path / f"many{step}") == []
+    promise("R11", by="torchrun", kills=len(steps), equal=len(steps))
 
 
 def test_a_tree_adds_pairs_first_and_shares_of_it_are_subtrees():

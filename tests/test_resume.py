@@ -1,11 +1,8 @@
-"""Runs that cannot be lost: exact resume, kills, damage, signals, locks, what is not finite (../shared/spec/reliability.md)."""
+"""Runs that cannot be lost: exact resume, damage, other configurations and data, the order (docs/reliability.md)."""
 
+import hashlib
 import json
-import os
 import signal
-import subprocess
-import sys
-import time
 from pathlib import Path
 
 import numpy as np
@@ -13,11 +10,14 @@ import pytest
 import torch
 
 import elucidiff as ed
+from conftest import CHAOS, sized
 from elucidiff.augment import Augment
 from elucidiff.cli.main import main
 from elucidiff.networks import DDPMPP, MLP
 from elucidiff.objective import Learned
-from elucidiff.training import NoGoodCheckpoint, Power, Trainer, TrainingError, TrainingStopped, checkpoint
+from elucidiff.seeds import permutation
+from elucidiff.training import NoGoodCheckpoint, Power, TrainingStopped, checkpoint, draws
+from elucidiff.training.config import HARMLESS
 from elucidiff.training.watch import Watcher
 
 TINY = MLP(width=16, depth=1, dropout=0.1)
@@ -78,21 +78,40 @@ def content(run: Path) -> dict[str, object]:
     return found
 
 
+def hashed(run: Path) -> str:
+    """The SHA-256 of all that `content` finds."""
+    digest = hashlib.sha256()
+    for name, value in sorted(content(run).items()):
+        digest.update(name.encode() + (value if isinstance(value, bytes) else json.dumps(value).encode()))
+    return digest.hexdigest()
+
+
+def different(a: Path, b: Path) -> list[str]:
+    """What two runs do not have alike; nothing where their hashes agree."""
+    one, other = content(a), content(b)
+    names = [name for name in {**one, **other} if one.get(name) != other.get(name)]
+    assert (hashed(a) == hashed(b)) == (not names)
+    return names
+
+
 @pytest.mark.parametrize("name", CONFIGURATIONS)
-def test_a_stopped_run_goes_on_to_the_same_bits(tmp_path, name):
-    config, data = CONFIGURATIONS[name]
-    config = config.replace(checkpoint_every=96)
-    whole, parts = tmp_path / "whole", tmp_path / "parts"
-    ed.train(config.replace(out=str(whole)), data=data())
-    again = config.replace(out=str(parts))
-    for step in (1, 4, 5, 9):
-        with pytest.raises(TrainingStopped, match=rf"stopped by SIGTERM after {step * 32} images; the state is saved"):
-            ed.train(again, data=data(), watchers=[StopAfter(step)], resume=True)
-    ed.train(again, data=data(), resume=True)
-    a, b = content(whole), content(parts)
-    assert a.keys() == b.keys()
-    assert [k for k in a if a[k] != b[k]] == []
-    assert len([k for k in a if k.startswith("adam")]) >= 8
+def test_a_stopped_run_goes_on_to_the_same_bits(tmp_path, name, promise):
+    """R1: for steps k of 60, run(0..k) and the rest; all k at full size, every tenth otherwise. And one stopped often."""
+    config, load = CONFIGURATIONS[name]
+    config, data = config.replace(images=60 * config.batch, checkpoint_every=96), load()
+    ed.train(config.replace(out=str(tmp_path / "whole")), data=data)
+    first = 1 if CHAOS else 2 + 2 * [*CONFIGURATIONS].index(name)
+    stops = [[k] for k in range(first, 60, 1 if CHAOS else 10)] + [[1, 4, 5, 9, 59]]
+    for steps in stops:
+        again = config.replace(out=str(tmp_path / "-".join(map(str, steps))))
+        for step in steps:
+            said = rf"stopped by SIGTERM after {step * 32:,} images; the state is saved"
+            with pytest.raises(TrainingStopped, match=said):
+                ed.train(again, data=data, watchers=[StopAfter(step)], resume=True)
+        ed.train(again, data=data, resume=True)
+        assert different(tmp_path / "whole", Path(again.out)) == []
+    assert len([k for k in content(tmp_path / "whole") if k.startswith("adam")]) >= 8
+    promise("R1", configuration=name, steps=60, stopped_after=len(stops) - 1, equal=len(stops) - 1)
 
 
 def test_held_out_scores_are_those_of_a_run_that_never_stopped(tmp_path):
@@ -105,39 +124,6 @@ def test_held_out_scores_are_those_of_a_run_that_never_stopped(tmp_path):
     assert content(tmp_path / "whole")["scores.jsonl"] == content(tmp_path / "parts")["scores.jsonl"]
 
 
-SCRIPT = """
-import sys, torch
-sys.path.insert(0, {tests!r})
-torch.set_num_threads(1)
-import elucidiff as ed
-from test_resume import BASE, points
-ed.train(BASE.replace(out=sys.argv[1], images=16000, checkpoint_every=64), data=points(), resume=True)
-"""
-
-
-@pytest.mark.slow
-@pytest.mark.timeout(600)
-def test_killed_at_any_moment_it_ends_in_the_same_bits(tmp_path):
-    """R2: kill -9 at random moments, most of them beside or within a save (one every two steps)."""
-    rng, script = np.random.default_rng(0), SCRIPT.format(tests=str(Path(__file__).parent))
-    ed.train(BASE.replace(out=str(tmp_path / "whole"), images=16000, checkpoint_every=64), data=points())
-    run, kills, finished = tmp_path / "killed", 0, False
-    while not finished:
-        before = [path.name for path in checkpoint.stored(run)]
-        process = subprocess.Popen([sys.executable, "-c", script, str(run)], stderr=subprocess.DEVNULL)
-        while process.poll() is None and [path.name for path in checkpoint.stored(run)] == before:
-            time.sleep(0.001)
-        try:  # it has begun to save: killed soon after, ten times
-            finished = process.wait(timeout=float(rng.uniform(0.0, 0.2)) if kills < 10 else 300) == 0
-        except subprocess.TimeoutExpired:
-            process.send_signal(signal.SIGKILL)
-            process.wait()
-            kills += 1
-    assert kills >= 3
-    a, b = content(tmp_path / "whole"), content(tmp_path / "killed")
-    assert [k for k in a if a[k] != b[k]] == []
-
-
 def stopped(path: Path, step: int = 9) -> ed.TrainConfig:
     """A run with checkpoints after 96, 192 and 288 images, of which the last two are kept."""
     config = BASE.replace(out=str(path), checkpoint_every=96)
@@ -146,33 +132,76 @@ def stopped(path: Path, step: int = 9) -> ed.TrainConfig:
     return config
 
 
-def test_only_the_last_two_checkpoints_are_kept(tmp_path):
-    stopped(tmp_path / "run")
-    assert [p.name for p in checkpoint.stored(tmp_path / "run")] == ["000000000192", "000000000288"]
-    assert not list((tmp_path / "run" / "checkpoint").glob(".*"))
+def test_retention_is_exact_wherever_the_run_stops(tmp_path, promise):
+    """R5: before every step the folder holds the last two of what was saved, counted here by the rule."""
+    rng, looks = np.random.default_rng(5), 0
+    config, data = BASE.replace(checkpoint_every=64), points()
+
+    class Retention(StopAfter):
+        def step(self, trainer, step, seconds):
+            nonlocal looks
+            assert [int(p.name) for p in checkpoint.stored(run)] == saved[-2:]
+            looks += 1
+            if trainer.step == self.last or step.images - (saved or begun)[-1] >= 64 or trainer.step == 20:
+                saved.append(step.images)
+            super().step(trainer, step, seconds)
+
+    for i in range(sized(100)):
+        run, saved, begun = tmp_path / str(i), [], [0]
+        for step in sorted(rng.choice(np.arange(1, 20), 3, replace=False)):
+            with pytest.raises(TrainingStopped):
+                ed.train(config.replace(out=str(run)), data=data, watchers=[Retention(int(step))], resume=True)
+        ed.train(config.replace(out=str(run)), data=data, watchers=[Retention(0)], resume=True)
+        assert [int(p.name) for p in checkpoint.stored(run)] == saved[-2:] and saved[-1] == 640
+        assert not [*(run / "checkpoint").glob(".*")]
+    assert looks == sized(100) * 20
+    promise("R5", runs=sized(100), resumes=3 * sized(100), looks=looks, exact=looks)
 
 
-@pytest.mark.parametrize("damage", ["truncated", "flipped", "missing", "no manifest"])
-def test_a_damaged_checkpoint_is_passed_over(tmp_path, damage):
+def damaged(file: Path, how: str, at: int) -> None:
+    """A bit of the file flipped, or the file cut off, at a place; or the file or its folder's manifest removed."""
+    raw = bytearray(file.read_bytes())
+    if how == "flipped":
+        raw[at // 8] ^= 1 << at % 8
+        file.write_bytes(raw)
+    elif how == "truncated":
+        file.write_bytes(raw[:at])
+    else:
+        (file if how == "missing" else file.with_name("manifest.json")).unlink()
+
+
+@pytest.mark.parametrize("how", ["truncated", "flipped", "missing", "no manifest"])
+def test_a_damaged_checkpoint_is_passed_over(tmp_path, how):
     config = stopped(tmp_path / "run")
     newest = checkpoint.stored(tmp_path / "run")[-1]
-    file = newest / "state.safetensors"
-    if damage == "truncated":
-        file.write_bytes(file.read_bytes()[:-7])
-    elif damage == "flipped":
-        raw = bytearray(file.read_bytes())
-        raw[len(raw) // 2] ^= 4
-        file.write_bytes(raw)
-    else:
-        (file if damage == "missing" else newest / "manifest.json").unlink()
-    said = []
-    state = checkpoint.read(tmp_path / "run", said.append)
-    assert state.facts["images"] == 192 and len(said) == 1 and newest.name in said[0]
+    damaged(newest / "state.safetensors", how, 1000)
     ed.train(config, data=points(), resume=True)
     assert (tmp_path / "run" / "replaced" / f"{newest.name}-0").is_dir()
     ed.train(config.replace(out=str(tmp_path / "whole")), data=points())
-    a, b = content(tmp_path / "whole"), content(tmp_path / "run")
-    assert [k for k in a if a[k] != b[k]] == []
+    assert different(tmp_path / "whole", tmp_path / "run") == []
+
+
+def test_every_damage_is_noticed_and_said_once(tmp_path, promise):
+    """R4: bits flipped and ends cut off anywhere in any file of the newest checkpoint."""
+    stopped(tmp_path / "run")
+    newest, rng, counts = (
+        checkpoint.stored(tmp_path / "run")[-1],
+        np.random.default_rng(4),
+        dict.fromkeys(("flipped", "truncated"), 0),
+    )
+    for how in counts:
+        for file in sorted(newest.iterdir()):
+            whole = file.read_bytes()
+            places = 8 * len(whole) if how == "flipped" else len(whole.rstrip())  # of a last line's end nothing is lost
+            for at in rng.integers(0, places, sized(1000) // 3):
+                damaged(file, how, int(at))
+                said: list[str] = []
+                state = checkpoint.read(tmp_path / "run", said.append)
+                assert state.facts["images"] == 192 and len(said) == 1 and newest.name in said[0], (file, how, at)
+                file.write_bytes(whole)
+                counts[how] += 1
+    assert checkpoint.read(tmp_path / "run").facts["images"] == 288
+    promise("R4", bits_flipped=counts["flipped"], truncated=counts["truncated"], noticed=sum(counts.values()))
 
 
 def test_without_a_good_checkpoint_nothing_begins_anew(tmp_path, capsys):
@@ -185,23 +214,46 @@ def test_without_a_good_checkpoint_nothing_begins_anew(tmp_path, capsys):
     assert main(["train", str(tmp_path / "points.npz"), "--out", str(tmp_path / "run"), "--resume"]) == 3
 
 
-def test_a_crash_while_writing_leaves_the_checkpoints_before(tmp_path, monkeypatch):
-    """R3 and R7: an error at any call that writes, here for want of space."""
-    config = stopped(tmp_path / "run", 6)
-    before = {p.name for p in checkpoint.stored(tmp_path / "run")}
-    for name in ("elucidiff.training.checkpoint.save_file", "elucidiff.files.os.fsync", "elucidiff.files.os.rename"):
+OTHER = {  # of each field that a run may not change, another value
+    "network": TINY.replace(width=8), "design": ed.VP, "sigma_data": 0.7, "batch": 64, "lr": 2e-3, "lr_ramp": 99, "beta1": 0.8,
+    "beta2": 0.99, "adam_eps": 1e-7, "ema_halflife": 201.0, "ema_ramp": None, "heldout": 0.5, "conditional": False,
+    "label_dropout": 0.1, "augment": Augment(p=0.5), "seed": 1, "device": "cuda", "ema": (Power(),), "lr_decay": 1000,
+    "accumulate": 2, "clip": 1.0, "stratified": True, "precision": "bfloat16", "channels_last": True, "compile": True,
+    "init": "runs/other", "condition": ed.conditioning.LowRes(2), "grad_nonfinite": "clean",
+}  # fmt: skip
 
-        def full(*_: object, **__: object) -> None:
-            raise OSError(28, "No space left on device")
 
-        with monkeypatch.context() as patched:
-            patched.setattr(name, full)
-            with pytest.raises(OSError, match=r"No space left|checkpoint of [\d,]+ bytes"):
-                state = checkpoint.read(tmp_path / "run")
-                checkpoint.write(tmp_path / "run", 999, checkpoint.State(state.tensors, {}))
-        assert {p.name for p in checkpoint.stored(tmp_path / "run")} == before
-        assert not list((tmp_path / "run" / "checkpoint").glob(".*"))
+def test_a_change_of_any_field_is_named_and_refused(tmp_path, promise):
+    """R13, for every field of the configuration: a new one is either here or among those that change no bit."""
+    config = stopped(tmp_path / "run")
+    fields = set(ed.TrainConfig.__dataclass_fields__) - set(HARMLESS)
+    assert fields - OTHER.keys() == set()
+    before = sorted(p.stat().st_mtime_ns for p in (tmp_path / "run").rglob("*"))
+    for field in sorted(fields):
+        with pytest.raises(ValueError, match=rf"another configuration \({field}"):
+            ed.train(config.replace(**{field: OTHER[field]}), data=points(), resume=True)
+    assert sorted(p.stat().st_mtime_ns for p in (tmp_path / "run").rglob("*")) == before
+    promise("R13", fields=len(fields), refused=len(fields))
+
+
+def test_other_data_are_refused_however_alike(tmp_path, promise):
+    """R14: one bit of one sample, one label, the order, one sample more or less."""
+    config, data = stopped(tmp_path / "run"), points()
+    x, labels = data.values, data.labels
+    bit = x.copy()
+    bit.view(np.uint32)[17, 1] ^= 1
+    label = labels.copy()
+    label[3] = 1 - label[3]
+    others = {
+        "a bit": (bit, labels), "a label": (x, label), "the order": (x[::-1], labels[::-1]), "fewer": (x[:-1], labels[:-1]),
+        "more": (np.concatenate([x, x[:1]]), np.append(labels, labels[0])), "no labels": (x, None),
+    }  # fmt: skip
+    for name, (values, classes) in others.items():
+        other = ed.data.from_arrays(np.ascontiguousarray(values), classes, None, name=name)
+        with pytest.raises(ValueError, match=rf"^({name}: not the data|checkpoint: not of this model|.*not the data)"):
+            ed.train(config, data=other, resume=True)
     ed.train(config, data=points(), resume=True)
+    promise("R14", other_data=len(others), refused=len(others))
 
 
 def test_another_configuration_or_other_data_are_refused(tmp_path):
@@ -274,71 +326,22 @@ def test_the_time_limit_saves_and_stops(tmp_path, capsys):
     assert checkpoint.read(tmp_path / "run").facts["images"] == images + 64  # one step more
 
 
-def test_two_trainers_in_one_folder(tmp_path):
-    (tmp_path / "run").mkdir()
-    code = (
-        "import sys, time, pathlib\n"
-        "from elucidiff.training.interruption import locked\n"
-        "with locked(pathlib.Path(sys.argv[1])):\n"
-        "    print('held', flush=True); time.sleep(60)\n"
-    )
-    with subprocess.Popen(
-        [sys.executable, "-c", code, str(tmp_path / "run")], stdout=subprocess.PIPE, text=True
-    ) as other:
-        assert other.stdout.readline() == "held\n"
-        with pytest.raises(RuntimeError, match=f"another process trains here .process {other.pid} on "):
-            ed.train(BASE.replace(out=str(tmp_path / "run")), data=points(), resume=True)
-        os.kill(other.pid, signal.SIGKILL)
-        other.wait()
-    ed.train(BASE.replace(out=str(tmp_path / "run")), data=points(), resume=True)  # the lock went with its process
-
-
-def weights(trainer: Trainer) -> list[torch.Tensor]:
-    modules = [trainer.model, *(ema.module for _, ema in trainer.averages)]
-    return [p.detach().clone() for module in modules for p in module.parameters()]
-
-
-def test_what_is_not_finite_reaches_neither_weights_nor_averages():
-    trainer = Trainer.start(BASE.replace(batch=8), points())
-    trainer.train_step()
-    before = weights(trainer)
-    poisoned = points()
-    bad = int(trainer.order.at(8, 8)[2])
-    broken = poisoned.values.copy()
-    broken[bad] = np.nan
-    object.__setattr__(poisoned, "values", broken)
-    trainer.dataset = poisoned
-    step = trainer.train_step()
-    assert "its sample is not finite" in step.skipped and trainer.skipped == 1 and trainer.step == 2
-    assert all(torch.equal(a, b) for a, b in zip(before, weights(trainer), strict=True))
-    trainer.dataset = points()
-    assert trainer.train_step().skipped is None and trainer.skipped == 0
-
-
-def test_a_gradient_that_is_not_finite_is_named_or_cleaned():
-    for policy in ("skip", "clean"):
-        trainer = Trainer.start(BASE.replace(grad_nonfinite=policy), points())
-        name, parameter = list(trainer.model.named_parameters())[2]
-        handle = parameter.register_hook(lambda g: torch.full_like(g, float("nan")))
-        before = weights(trainer)
-        step = trainer.train_step()
-        handle.remove()
-        same = all(torch.equal(a, b) for a, b in zip(before, weights(trainer), strict=True))
-        if policy == "skip":
-            assert step.skipped == f"the gradient of {name} is not finite" and same
-        else:
-            assert step.skipped is None and not same
-            assert all(p.isfinite().all() for p in weights(trainer))
-            index = [n for n, _ in trainer.model.named_parameters()].index(name)
-            assert torch.equal(weights(trainer)[index], before[index])  # its gradient was taken as 0
-
-
-def test_ten_bad_steps_in_a_row_end_the_run(tmp_path):
-    trainer = Trainer.start(BASE, points())
-    with torch.no_grad():
-        next(trainer.model.parameters()).fill_(float("inf"))
-    for _ in range(9):
-        assert "is not finite" in trainer.train_step().skipped
-    with pytest.raises(TrainingError, match=r"step 9: the loss is .* \(10 steps in a row changed nothing\)"):
-        trainer.train_step()
-    assert all(p.isfinite().all() for p in trainer.ema.module.parameters())
+def test_the_order_is_a_pure_function_of_the_position(monkeypatch, promise):
+    """R17: each sample once an epoch, and no epoch but that of the position is ever looked at."""
+    made = []
+    monkeypatch.setattr(draws, "permutation", lambda *of: made.append(of) or permutation(*of))
+    epochs = sized(1000)
+    for size, seed in ((1, 0), (2, 1), (97, 2), (1000, 3)):
+        order, seen = draws.Order(size, seed), set()
+        for epoch in range(epochs):
+            found = order.at(epoch * size, size)
+            assert sorted(found) == list(range(size))
+            seen.add(tuple(found))
+        assert size < 97 or len(seen) == epochs  # in another order each time
+    for position in (0, 13, 10**6 + 7, 10**9 + 1, 10**12 + 3):
+        made.clear()
+        found = draws.Order(1000, 3).at(position, 40)
+        assert len(made) <= 2 and {epoch for *_, epoch in made} <= {position // 1000, (position + 39) // 1000}
+        whole = draws.Order(1000, 3)
+        assert [int(i) for i in found] == [int(whole.at(position + j, 1)[0]) for j in range(40)]
+    promise("R17", epochs=4 * epochs, furthest_position=10**12 + 42)

@@ -75,12 +75,17 @@ def folder_written_atomically(path: Path) -> Iterator[Path]:
         for name in names:
             _fsync_file(temporary / name)
         os.chmod(temporary, 0o755)
-        if path.is_dir():
-            path.rmdir()  # empty, as checked above; a file that came since makes this fail
-        os.rename(temporary, path)
+        put_in_place(temporary, path)
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
         raise
+
+
+def put_in_place(folder: Path, path: Path) -> None:
+    """Give a complete folder its name, on the same disk. Raises OSError where `path` is a folder that is not empty."""
+    if path.is_dir():
+        path.rmdir()  # fails unless it is empty
+    os.rename(folder, path)
     _fsync_folder(path.parent)
 
 

@@ -17,7 +17,7 @@ from .files import write_atomically
 from .models import design_of, save
 
 CARD = "README.md"
-Scores = Mapping[str, float] | Sequence[Any]
+Scores = Mapping[str, Any] | Sequence[Any]
 
 
 def push(
@@ -57,7 +57,8 @@ def model_card(
 
     Args:
         denoiser: a network of ours or an imported one; an exact denoiser has no card, but makes none fail either.
-        scores: what was measured: results of `score_samples`, dicts of these, or {name: value}.
+        scores: what was measured: results of `score_samples`, dicts of these, {name: value}, or what
+            `elucidiff evaluate --out` wrote: one such, or several.
         name: owner/name, for the example.
         design: what it was trained with; its own when left out.
         license: the hub's word for it, e.g. "apache-2.0"; that of info["license"] when left out, else "unknown".
@@ -143,11 +144,73 @@ def _scores(scores: Scores | None) -> str:
     if not scores:
         return ""
     if isinstance(scores, Mapping):
-        rows = "\n".join(f"| {name} | {value:.5g} |" for name, value in scores.items())
-        return f"## Scores\n\n| score | value |\n|---|---|\n{rows}"
+        if not isinstance(scores.get("scores"), Sequence):
+            rows = "\n".join(f"| {name} | {value:.5g} |" for name, value in scores.items())
+            return f"## Scores\n\n| score | value |\n|---|---|\n{rows}"
+        scores = [scores]
     found = [dict(s) if isinstance(s, Mapping) else s.to_dict() for s in scores]
+    if all("scores" in one for one in found):
+        return "## Scores\n\n" + "\n\n".join(_evaluation(one) for one in found)
     rows = "\n".join(_score_row(s) for s in found)
     return f"## Scores\n\n| score | value | real data | samples | features |\n|---|---|---|---|---|\n{rows}"
+
+
+def _evaluation(found: Mapping[str, Any]) -> str:
+    header, rows, note = score_table(found)
+    lines = [header, ["---"] * len(header), *rows]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines) + f"\n\n{note}"
+
+
+def score_table(found: Mapping[str, Any]) -> tuple[list[str], list[list[str]], str]:
+    """Header, rows and what they depend on, of the JSON data of an evaluation (`elucidiff evaluate --out`)."""
+    several = found.get("repeats", 1) > 1
+    rows = []
+    for s in found["scores"]:
+        error = s.get("std") if several else s.get("error")
+        value = f"{s['value']:.5g}" + ("" if error is None else f" ± {error:.2g}")
+        least = [f"{s['min']:.5g}"] if several else []
+        rows.append([s["name"], value, *least, "" if s.get("real") is None else f"{s['real']:.5g}", s["features"]])
+    header = ["score", "value", *(["least"] if several else []), "real data", "features"]
+    return header, rows, " ".join([_measured_on(found), *(f"{w[:1].upper()}{w[1:]}." for w in found["warnings"])])
+
+
+def evaluations_in(folder: str | Path) -> list[dict[str, Any]]:
+    """What `evaluate --out` wrote into a folder, as evaluation*.json; other files of that name are left out."""
+    found = []
+    for file in sorted(Path(folder).glob("evaluation*.json")):
+        try:
+            content = json.loads(file.read_text(encoding="utf-8"))
+        except ValueError:
+            continue
+        if isinstance(content, dict) and isinstance(content.get("scores"), list) and "features_sha256" in content:
+            found.append(content)
+    return found
+
+
+def _measured_on(found: Mapping[str, Any]) -> str:
+    """What the scores of an evaluation depend on, in sentences."""
+    of, sampler = found["reference"], found.get("sampler")
+    times = f"{found['repeats']} x " if found.get("repeats", 1) > 1 else ""
+    place = Path(of["file"]).name if "file" in of else f"{of['name']}, held out,"
+    whose = str(of.get("sha256") or of.get("fingerprint"))[:8]
+    lines = [f"{times}{found['n']:,} samples" + (f" (seeds {found['seeds']})" if "seeds" in found else "")]
+    lines[0] += f" against {of['n'] or 'an unknown number':{',' if of['n'] else ''}} of {place} SHA-256 {whose};"
+    if sampler:
+        lines.append(f"sampler {sampler['solver']['kind']}, {sampler['steps']} {sampler['timesteps']['kind']} steps, "
+                     f"NFE {found['nfe']};")  # fmt: skip
+    if found.get("ema"):
+        lines.append(f"{average_text(found['ema'])};")
+    n_real = "none" if found["n_real"] is None else f"{found['n_real']:,}"
+    return " ".join([*lines, f"features' SHA-256 {found['features_sha256'][:8]}; real data: n = {n_real}."])
+
+
+def average_text(ema: Mapping[str, Any] | None) -> str:
+    """An average of weights, as model.json records it, in words."""
+    if not ema:
+        return "EMA not recorded"
+    if "sigma_rel" in ema:
+        return f"EMA sigma_rel {ema['sigma_rel']:g}" + (" (reconstructed)" if "reconstructed" in ema else "")
+    return f"EMA half-life {ema['halflife']:,.0f} images" if "halflife" in ema else f"EMA {ema.get('kind', ema)}"
 
 
 def _score_row(s: Mapping[str, Any]) -> str:

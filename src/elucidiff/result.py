@@ -6,7 +6,7 @@ import json
 import platform
 from collections import Counter
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from .sampler import Sampler
 
 Recordable = Literal["x", "denoised"]
+ARRAY, PROVENANCE = "samples.npz", "samples.json"  # beside the images, or in their place
 
 
 @dataclass(frozen=True)
@@ -176,19 +177,35 @@ class Result:
         """
         folder = Path(folder)
         with folder_written_atomically(folder) as new:
-            names = _file_names(self.seeds or range(len(self.x)))
+            names = file_names(self.seeds or range(len(self.x)))
             if self.x.ndim == 4 and self.x.shape[1] in (1, 3):
                 for name, x in zip(names, self.x, strict=True):
                     write_image(new / f"{name}.png", x.detach())
             else:
                 import numpy as np
 
-                np.savez(new / "samples.npz", samples=self.x.detach().cpu().numpy())
-            (new / "samples.json").write_text(json.dumps(notes | self.provenance(), indent=1) + "\n")
+                np.savez(new / ARRAY, samples=self.x.detach().cpu().numpy())
+            self.write_provenance(new, **notes)
         return folder
 
+    def write_provenance(self, folder: Path, **notes: Any) -> None:
+        """Write samples.json into a folder: the notes, then the provenance.
 
-def _file_names(seeds: Sequence[int]) -> list[str]:
+        Labels are written row by row: as one text, those of 50,000 samples of 1,000 classes would take 6 GB.
+        """
+        facts = json.dumps(notes | replace(self, labels=None).provenance(), indent=1)
+        with (folder / PROVENANCE).open("w", encoding="utf-8") as file:
+            if self.labels is not None:
+                before, none, facts = facts.partition('\n "labels": null')  # one blank deep: only the provenance's own
+                file.write(before + none.replace("null", "["))
+                for i, row in enumerate(self.labels):
+                    numbers = ",\n   ".join(str(number) for number in row.tolist())
+                    file.write(f"{',' if i else ''}\n  [\n   {numbers}\n  ]")
+                file.write("\n ]")
+            file.write(facts + "\n")
+
+
+def file_names(seeds: Sequence[int]) -> list[str]:
     """000007 for seed 7; a seed used before, say with another class, gets a number: 000007-1."""
     earlier: Counter[int] = Counter()
     names = []

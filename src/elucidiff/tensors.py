@@ -50,3 +50,8 @@ def like(value: Tensor | float, x: Tensor) -> Tensor | float:
 def widest_dtype(device: torch.device | str) -> torch.dtype:
     """float64, or float32 where the device has no float64 (mps)."""
     return torch.float32 if torch.device(device).type == "mps" else torch.float64
+
+
+def here(t: Tensor) -> Tensor:
+    """What this process has of a tensor that several share (a DTensor), in the same memory; others as they are."""
+    return t.to_local() if hasattr(t, "to_local") else t

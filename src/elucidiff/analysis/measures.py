@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import NamedTuple
 
@@ -50,23 +50,27 @@ class Measured(NamedTuple):
 
 @dataclass(frozen=True)
 class Side:
-    """Samples x (n, *), their classes (n, K) or None, and what the extractor makes of them, computed when asked for."""
+    """Samples x (n, *), their classes (n, K) or None, and what the extractor makes of them, computed when asked for.
+
+    known: "features" and "logits" that were computed before; x may be a meta tensor where nothing else is asked of it.
+    """
 
     x: Tensor
     labels: Tensor | None
     extractor: Features
+    known: Mapping[str, Tensor] = field(default_factory=dict)
 
     @cached_property
     def f(self) -> Tensor:
         """Features (n, d)."""
-        return self.extractor.features(self.x)
+        return self.known["features"] if "features" in self.known else self.extractor.features(self.x)
 
     @cached_property
     def logits(self) -> Tensor:
         """Logits (n, K), of an extractor that is a classifier. Raises TypeError for another."""
         if not isinstance(self.extractor, ClassFeatures):
             raise TypeError(f"features {self.extractor} name no class")
-        return self.extractor.logits(self.x)
+        return self.known["logits"] if "logits" in self.known else self.extractor.logits(self.x)
 
 
 @dataclass(frozen=True)

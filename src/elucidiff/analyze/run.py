@@ -98,7 +98,9 @@ def numbers(subject: Subject, sections: dict[str, Section]) -> dict[str, Any]:
 
 
 def _page(subject: Subject, sections: dict[str, Section]) -> Any:
+    from ..publish import evaluations_in
     from ..report import Page
+    from ..report.evaluation import evaluation_section
 
     beside = f", measured on {subject.data_name}" if subject.data_name else ""
     page = Page(f"Analysis of {subject.name}", f"What its samplers do, and which to use{beside}.")
@@ -112,4 +114,5 @@ def _page(subject: Subject, sections: dict[str, Section]) -> Any:
             if picture.wide:
                 page.picture(picture.png, picture.caption, picture.alt)
         page.pictures([(p.png, p.caption, p.alt) for p in section.pictures if not p.wide])
+    evaluation_section(page, evaluations_in(subject.name))
     return page

@@ -27,6 +27,7 @@ from .options import (
     read_data,
 )
 from .prepare import prepare
+from .reference import reference
 from .restore import restore
 from .sample import sample
 from .train import train
@@ -97,9 +98,9 @@ def convert(
         refuse_existing(out)
     denoiser = load_model(source, "cpu")
     if to == "hub":
-        from ..publish import push
+        from ..publish import evaluations_in, push
 
-        print(f"uploaded to {push(denoiser, out.as_posix())}")
+        print(f"uploaded to {push(denoiser, out.as_posix(), scores=evaluations_in(source))}")
         return
     if to == "diffusers":
         from ..adapters.diffusers import save as save_for_diffusers
@@ -166,6 +167,7 @@ ALL: dict[str, Callable[..., None]] = {
     "restore": restore,
     "classifier": classifier,
     "evaluate": evaluate,
+    "reference": reference,
     "compare": compare,
     "ema": ema,
     "analyze": analyze,

@@ -1,18 +1,22 @@
-"""The command `evaluate`: scores of samples beside those of real data."""
+"""The command `evaluate`: scores of samples beside those of real data, and all that they depend on."""
 
 from __future__ import annotations
 
 import json
+import os
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from . import show
+from .evaluate_asked import Asked, guidance_facts, portion_of, source_of, yardstick
+from .evaluate_show import print_evaluation
+from .given import ConditionOption
 from .options import (
     METRICS_HELP,
     BatchOption,
-    DataArg,
     DeviceOption,
     FeaturesOption,
     GuidanceAsked,
@@ -24,112 +28,243 @@ from .options import (
     SamplerOption,
     SetOption,
     StepsOption,
-    chosen_features,
-    chosen_sampler,
-    is_model,
-    load_model,
-    read_data,
 )
 
 if TYPE_CHECKING:
-    from torch import Tensor
+    from ..analysis.evaluation import Evaluation
+    from ..analysis.evaluation_sources import Source
+    from ..analysis.evaluation_work import Work
+    from ..portions import Portion
+    from .evaluate_asked import Yardstick
+
+ReferenceOption = Annotated[
+    Path | None,
+    typer.Option("--reference", metavar="FILE", help="Statistics instead of data: .npz or .pkl with mu and sigma."),
+]
 
 
 def evaluate(
-    model: Annotated[str, typer.Argument(help="A MODEL, or a folder of samples.", show_default=False)],
-    data: DataArg,
-    metrics: Annotated[str, typer.Option("--metrics", help=METRICS_HELP)] = "fd,kd,agreement",
+    model: Annotated[
+        str, typer.Argument(help="A MODEL; or samples: a folder, a .zip, .npz or .npy.", show_default=False)
+    ],
+    data: Annotated[
+        str | None, typer.Argument(help="DATA, held-out and real; not needed with --reference.", show_default=False)
+    ] = None,
+    metrics: Annotated[
+        str | None, typer.Option("--metrics", help=METRICS_HELP + " Default: fd,kd,agreement.", show_default=False)
+    ] = None,
     features: FeaturesOption = None,
-    num: Annotated[int, typer.Option("--num", min=4, help="How many samples to draw from a MODEL.")] = 500,
-    heldout: Annotated[float, typer.Option("--heldout", help="The part of the data that is the reference.")] = 0.5,
+    num: Annotated[
+        int | None, typer.Option("--num", min=5, help="Samples a repeat. Default: 500 of a MODEL, all of a folder.")
+    ] = None,
+    repeat: Annotated[int, typer.Option("--repeat", min=1, help="Repeats, each with seeds of its own.")] = 1,
+    seeds: Annotated[
+        str | None, typer.Option("--seeds", help="In place of --num and --seed: 0-49999.", show_default=False)
+    ] = None,
     first_seed: Annotated[int, typer.Option("--seed", min=0, help="Seeds are this and the following ones.")] = 0,
+    heldout: Annotated[float, typer.Option("--heldout", help="The part of the data that is the reference.")] = 0.5,
+    reference: ReferenceOption = None,
+    key: Annotated[str | None, typer.Option("--key", help="Which statistics of a .pkl with several: fid.")] = None,
     sampler: SamplerOption = "edm",
     steps: StepsOption = None,
     settings: SetOption = None,
     labels: LabelsOption = None,
+    condition: ConditionOption = None,
     guidance: GuidanceOption = None,
     guide: GuideOption = None,
     guidance_interval: GuidanceIntervalOption = None,
-    batch_size: BatchOption = 256,
+    work: Annotated[
+        Path | None, typer.Option("--work", help="Folder for finished chunks; a stopped evaluation goes on from it.")
+    ] = None,
+    shard: Annotated[
+        str | None, typer.Option("--shard", metavar="I/N", help="Compute portion I of N (0/N to N-1/N) into --work.")
+    ] = None,
+    sweep: Annotated[bool, typer.Option("--sweep", help="Score every snapshot of a run directory.")] = False,
+    out: Annotated[
+        Path | None, typer.Option("--out", help="Also a .json file; RUN/evaluation*.json is shown on RUN's card.")
+    ] = None,
+    pictures: Annotated[
+        Path | None,
+        typer.Option("--pictures", help="New folder: nearest neighbours, best and worst samples; or the sweep."),
+    ] = None,
+    save: Annotated[Path | None, typer.Option("--save", help="New folder for the samples, as of `sample`.")] = None,
+    batch_size: BatchOption = 64,
     device: DeviceOption = "cpu",
     as_json: JsonOption = False,
 ) -> None:
-    """Score a model's samples, or a folder of samples, against held-out data, beside the value of real data.
+    """Score a model's samples, or those in a folder or file, against held-out data, beside the value of real data.
 
-    Example: elucidiff evaluate runs/digits digits --num 500
-    Example: elucidiff evaluate runs/mnist mnist-test.zip --features mnist-classifier.json
+    Samples stay in memory unless --save names a folder. With --work an evaluation can be stopped and started again,
+    and shared by processes (--shard, torchrun): the numbers are the same to the last digit.
+
+    Example: elucidiff evaluate runs/digits digits --num 500 --repeat 3
+    Example: elucidiff evaluate runs/mnist mnist-test.zip --features judge.json --out runs/mnist/evaluation.json
+    Example: elucidiff evaluate MODEL --reference cifar10-32x32.npz --features inception:FILE --num 50000 --work DIR
+    Example: elucidiff evaluate runs/digits digits --sweep --pictures swept
     """
-    from ..analysis import reference_and_real, score_samples
+    from .evaluate_sweep import sweep_snapshots
 
-    dataset, extractor = read_data(data), chosen_features(features)
-    if extractor is not None:
-        extractor.check(dataset.shape)
-    reference, real = reference_and_real(dataset, heldout)
-    facts: dict[str, Any] = {"model": model, "data": data} | ({"features": extractor.to_dict()} if extractor else {})
     wish = GuidanceAsked(guidance, guide, guidance_interval)
-    if Path(model).is_dir() and not is_model(model):
-        if any(option is not None for option in wish):
-            raise ValueError(f"--guidance: {model} is a folder of samples; only a MODEL can be guided")
-        samples, asked = _read_samples(Path(model))
-    else:
-        samples, asked, more = _drawn(
-            model, device, num, first_seed, sampler, steps, settings, labels, wish, batch_size
-        )
-        facts |= more
-    names = [m.strip() for m in metrics.split(",")]
-    scores = score_samples(samples, reference, real, labels=asked, metrics=names, extractor=extractor)
+    asked = Asked(
+        data, reference, key, metrics, features, num, repeat, seeds, first_seed, heldout, sampler, steps, settings,
+        labels, condition, wish, batch_size, device,
+    )  # fmt: skip
+    portion = portion_of(shard)
+    _check_places(portion, work, out, pictures, save)
+    rule = yardstick(asked)
+    if sweep:
+        if save is not None:
+            raise ValueError("--save: writes the samples of one model; leave it out of a --sweep")
+        sweep_snapshots(Path(model), asked, rule, portion, (work, out, pictures), as_json=as_json)
+        return
+    source, facts = source_of(model, asked, rule)
+    if save is not None and "samples" in facts:
+        raise ValueError("--save: these samples are in files already; leave it out")
+    if pictures is not None:
+        _check_shown(source, rule)
+    evaluation, done = run(source, facts, asked, rule, portion, work, keep=save is not None)
+    if evaluation is None:
+        tell_missing(work, len(done.missing()), done.chunks, as_json=as_json)
+        return
+    told = _write_all(evaluation, source, done, rule, asked, (pictures, save, out), shared=portion.count > 1)
     if as_json:
-        show.as_json(facts | {"scores": [s.to_dict() for s in scores]})
+        show.as_json(evaluation.to_dict())
     else:
-        show.scores(scores, reference)
-        show.features_note(extractor, dataset)
-        if "nfe" in facts:
-            first, last = facts["seeds"]
-            print(f"{show.cost(facts['nfe'], facts)}, seeds {first} to {last}; the sampler: --json")
+        print_evaluation(evaluation, rule.data)
+        print("\n".join(told), end="\n" if told else "")
 
 
-def _drawn(
-    model: str,
-    device: str,
-    num: int,
-    first_seed: int,
-    sampler: str,
-    steps: int | None,
-    settings: list[str] | None,
-    labels: str | None,
-    wish: GuidanceAsked,
-    batch_size: int,
-) -> tuple[Tensor, Tensor | None, dict[str, Any]]:
-    """Samples of a model for scoring, their labels, and what the scores depend on."""
-    from ..sampler import sample as draw
-    from . import parse
+def run(
+    source: Source,
+    facts: dict[str, Any],
+    asked: Asked,
+    rule: Yardstick,
+    portion: Portion,
+    work: Path | None,
+    *,
+    keep: bool = False,
+    what: str = "evaluating",
+) -> tuple[Evaluation | None, Work]:
+    """Compute this process's chunks; the scores, when all are there. keep: the samples, too."""
+    from ..analysis.evaluation import begin, collect, conclude, keeps_images
+    from ..progress import bar
 
-    denoiser = load_model(model, device)
-    chosen = chosen_sampler(denoiser, sampler, settings, steps)
-    asked = parse.labels(labels, num, denoiser)
-    guided = wish.of(denoiser, device)
-    seeds = range(first_seed, first_seed + num)
-    result = draw(guided or denoiser, chosen, seeds=seeds, labels=asked, batch_size=min(batch_size, num), progress=True)
-    facts = {"sampler": chosen.to_dict(), "nfe": result.nfe, "seeds": [first_seed, first_seed + num - 1]}
-    return result.x.cpu(), result.labels, facts | wish.facts(guided, result.nfe)
-
-
-def _read_samples(folder: Path) -> tuple[Tensor, Tensor | None]:
-    """Samples and asked labels of a folder that `sample` wrote; any folder of images without labels."""
-    import torch
-
-    from .. import data as datasets
-
-    array = folder / "samples.npz"
-    samples = _npz_samples(array) if array.is_file() else datasets.load(folder).tensor()
-    provenance = folder / "samples.json"
-    labels = json.loads(provenance.read_text()).get("labels") if provenance.is_file() else None
-    return samples, None if labels is None else torch.tensor(labels)
+    extractor = rule.of(source.shape)
+    if rule.data is not None and source.shape != rule.data.shape:
+        raise ValueError(f"the samples have shape {source.shape}, the data {rule.data.shape}")
+    images = keep or keeps_images(rule.metrics)
+    done = begin(source, extractor, images=images, path=work)
+    watched = os.environ.get("LOCAL_RANK", "0") == "0"  # one bar a terminal
+    with bar(what, watched) as report:
+        where = asked.own_device
+        collect(source, extractor, done, images=images, portion=portion, device=where, progress=report)
+    if done.missing():
+        return None, done
+    nfe = done.joined("nfe")
+    facts = facts | guidance_facts(asked, source, None if nfe is None else int(nfe.max()))
+    facts |= {} if asked.data is None else {"data": asked.data}
+    judge = rule.judge(asked, len(source) // asked.repeat, extractor)
+    found = conclude(source, done, judge, asked.repeat, facts)
+    return found if asked.metrics is None else _telling_gaps(found, rule.metrics), done
 
 
-def _npz_samples(path: Path) -> Tensor:
-    import numpy as np
-    import torch
+def _telling_gaps(found: Evaluation, metrics: tuple[str, ...]) -> Evaluation:
+    """With a caution for metrics that were asked for and could not be measured."""
+    from dataclasses import replace
 
-    with np.load(path, allow_pickle=False) as arrays:
-        return torch.from_numpy(arrays["samples"])
+    gaps = [metric for metric in metrics if metric not in {score.each[0].metric for score in found.scores}]
+    if not gaps:
+        return found
+    text = f"not measured: {', '.join(gaps)}; that needs --features that name the classes asked for"
+    return replace(found, warnings=(*found.warnings, text))
+
+
+def _check_shown(source: Source, rule: Yardstick) -> None:
+    """Raise ValueError where there is nothing to draw."""
+    if rule.data is None:
+        raise ValueError("--pictures: shows the nearest of DATA; name them too")
+    if len(source.shape) != 3 or source.shape[0] not in (1, 3):
+        raise ValueError(f"--pictures: samples of shape {source.shape} are not images; leave it out")
+
+
+def _check_places(portion: Portion, work: Path | None, out: Path | None, *folders: Path | None) -> None:
+    """Raise, before anything is drawn, where results could not be written, or processes share no folder."""
+    import importlib.util
+
+    from ..errors import MissingExtraError
+    from ..files import refuse_existing
+
+    if portion.count > 1 and work is None:
+        raise ValueError(f"--shard: {portion.count} processes need --work DIR, one folder for all")
+    if out is not None and out.suffix != ".json":
+        raise ValueError(f"--out: got {out}; the numbers are written to a .json file")
+    for place in (None if work is not None else out, *(folders if portion.count == 1 else ())):
+        if place is not None:  # an --out that a stopped evaluation left is compared at the end
+            refuse_existing(place)
+    if folders[0] is not None and importlib.util.find_spec("matplotlib") is None:
+        raise MissingExtraError("matplotlib", "plot")
+
+
+def tell_missing(work: Path | None, missing: int, chunks: int, *, as_json: bool) -> None:
+    """Say how far an evaluation is whose scores must wait for other processes."""
+    if as_json:
+        show.as_json({"work": str(work), "chunks": chunks, "missing": missing})
+        return
+    print(
+        f"{chunks - missing} of {chunks} chunks are in {work}; start the other shards, or this command without "
+        "--shard, which computes what is missing"
+    )
+
+
+def _write_all(
+    evaluation: Evaluation,
+    source: Source,
+    done: Work,
+    rule: Yardstick,
+    asked: Asked,
+    places: tuple[Path | None, Path | None, Path | None],
+    *,
+    shared: bool,
+) -> list[str]:
+    """Write what was asked for to --pictures, --save and --out; what was written, in words."""
+    from ..analysis.evaluation_neighbours import shown
+    from ..report.evaluation import write_evaluation_pictures
+
+    pictures, save, out = places
+    told = []
+    with suppress(*([FileExistsError] if shared else [])):  # another of the processes was faster
+        if pictures is not None and rule.data is not None:
+            write_evaluation_pictures(pictures, shown(source, done, rule.of(source.shape), *rule.parts(asked.heldout)))
+            told.append(f"pictures: {pictures}")
+        if save is not None:
+            _save(save, source, done, evaluation)
+            told.append(f"samples: {save}")
+    if out is not None:
+        write_numbers(out, evaluation.to_dict())
+        told.append(f"numbers: {out}")
+    return told
+
+
+def write_numbers(out: Path, numbers: dict[str, Any]) -> None:
+    """Write JSON data; the same content may be there. Raises FileExistsError for another."""
+    from ..files import write_atomically
+
+    content = (json.dumps(numbers, indent=1) + "\n").encode()
+    if out.exists() and out.read_bytes() != content:
+        raise FileExistsError(f"{out} holds other numbers than these; name another file or remove it")
+    write_atomically(out, content)
+
+
+def _save(folder: Path, source: Source, done: Work, evaluation: Evaluation) -> None:
+    """The samples, as the command `sample` writes them."""
+    from ..analysis.evaluation import sides_of
+    from ..analysis.evaluation_sources import FromModel
+    from ..result import Result
+
+    if not isinstance(source, FromModel):
+        raise ValueError("--save: these samples are in files already; leave it out")
+    (side,) = sides_of(source, done, evaluation.extractor, len(source))
+    facts = {name: value for name, value in evaluation.facts.items() if name in ("model", "guidance", "condition")}
+    sigmas = source.sampler.sigmas(source.denoiser)
+    nfe = evaluation.facts["nfe"]
+    Result(side.x, nfe, 0.0, source.seeds, side.labels, source.sampler, sigmas).save(folder, **facts)

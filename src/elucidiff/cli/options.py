@@ -67,14 +67,16 @@ FeaturesOption = Annotated[
     typer.Option(
         "--features",
         metavar="FILE|NAME",
-        help="What distances are measured on: a file of `elucidiff classifier`, inception:FILE (the FID), digits, "
-        "pyramid or identity. Default: by the data.",
+        help="What distances are measured on: a file of `elucidiff classifier`, inception:FILE or inception:download "
+        "(the FID), dinov2[:download] (FD-DINOv2), module:function, FILE.py:function, digits, pyramid or identity. "
+        "Default: by the data.",
     ),
 ]
 RecipeOption = Annotated[
     str | None,
     typer.Option("--recipe", metavar="NAME", help="cifar10, ffhq64, imagenet64, edm2-xs, mnist, ...: see ed.recipes."),
 ]
+DOWNLOAD = "download"  # among the settings of features: fetch the weights, which nothing does unasked
 TORCH_SUFFIXES = (".pth", ".pt", ".pkl")
 METRICS_HELP = (
     "fd, kd, agreement, is, precision, recall, density, coverage (prdc: these four), swd, energy, mmd, nearest."
@@ -133,29 +135,38 @@ def checked_device(name: str) -> str:
     return name
 
 
-def read_data(data: str) -> Dataset:
-    """The data set that DATA names, with a progress bar."""
+def read_data(data: str, config: TrainConfig | None = None) -> Dataset:
+    """The data set that DATA names, with a progress bar; kept and skipped as a training configuration asks."""
     from .. import data as datasets
     from ..progress import bar
 
     with bar("reading data") as report:
-        return datasets.load(data, report)
+        if config is None:
+            return datasets.load(data, report)
+        return datasets.load(data, report, cache=config.cache, on_bad_data=config.on_bad_data)
 
 
 def chosen_features(name: str | None) -> Features | None:
     """The extractor of --features: a file that `elucidiff classifier` wrote, or a kind; None leaves it to the data.
 
     inception:FILE are the features of the FID, inception:FILE,level=768 those of another level. A torch file needs no
-    "inception:", and "inception" alone takes the file that the variable ELUCIDIFF_INCEPTION names.
+    "inception:", and "inception" alone takes the file that the variable ELUCIDIFF_INCEPTION names; inception:download
+    fetches it once. dinov2:NAME is a size (small, base, large, giant), a folder or owner/name of the hub, and
+    dinov2:NAME,download fetches it. module:function and FILE.py:function are the user's own.
     """
     from ..errors import unknown
     from ..metrics import Features, Inception, load_classifier
+    from ..metrics.named import is_named
 
     if name is None:
         return None
     kind, _, rest = name.partition(":")
     if kind == "inception":
         return _inception(rest)
+    if kind == "dinov2":
+        return _dinov2(rest)
+    if is_named(name) and not Path(name).exists():
+        return _named(name)
     if Path(name).suffix in TORCH_SUFFIXES:
         return Inception(name)
     if name in (kinds := Features.kinds()):
@@ -170,11 +181,45 @@ def _inception(text: str) -> Features:
     from ..metrics import Inception
     from . import parse
 
-    file, *settings = text.split(",")
+    file, settings, download = _file_and_settings(text)
+    if download:
+        if file:
+            raise ValueError(f"--features inception: got {file} and download; one of them names the weights")
+        return parse.apply_settings(Inception.download(progress=True), settings)
     file = file or os.environ.get("ELUCIDIFF_INCEPTION", "")
     if not file:
-        raise ValueError("--features inception: needs its weights: inception:FILE, or FILE in ELUCIDIFF_INCEPTION")
+        raise ValueError(
+            "--features inception: needs its weights: inception:FILE, or FILE in ELUCIDIFF_INCEPTION, or "
+            "inception:download, which fetches 96 MB once"
+        )
     return parse.apply_settings(Inception(file), settings)
+
+
+def _dinov2(text: str) -> Features:
+    """The features of SIZE, FOLDER or owner/name,sha256=...; ViT-L when none is named; "download" fetches them."""
+    from ..metrics import DINOv2
+    from ..metrics.dinov2 import SIZES
+    from . import parse
+
+    name, settings, download = _file_and_settings(text)
+    name = f"facebook/dinov2-{name or 'large'}" if name in ("", *SIZES) else name
+    return parse.apply_settings(DINOv2.download(name) if download else DINOv2(name), settings)
+
+
+def _file_and_settings(text: str) -> tuple[str, list[str], bool]:
+    """What FILE,NAME=VALUE,... names, and whether "download" is among it."""
+    words = [word for word in text.split(",") if word]
+    file = words[0] if words and words[0] != DOWNLOAD and not text.startswith(",") else ""
+    return file, [word for word in words if word not in (file, DOWNLOAD)], DOWNLOAD in words
+
+
+def _named(name: str) -> Features:
+    """The features of a function of the user's own, whose module may lie in the working directory."""
+    from ..metrics import named_features
+
+    if (here := os.getcwd()) not in sys.path:
+        sys.path.append(here)
+    return named_features(name)
 
 
 def chosen_recipe(name: str | None) -> TrainConfig:

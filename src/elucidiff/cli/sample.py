@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -29,7 +31,11 @@ from .options import (
 
 if TYPE_CHECKING:
     from ..denoiser import Denoiser
+    from ..portions import Portion
     from ..result import Result
+    from ..sampler import Sampler
+
+FACTS = ("guidance", "condition", "decoded_from")
 
 
 def sample(
@@ -45,6 +51,10 @@ def sample(
     guide: GuideOption = None,
     guidance_interval: GuidanceIntervalOption = None,
     grid: Annotated[Path | None, typer.Option("--grid", help="Also write all images on one sheet, a PNG.")] = None,
+    shard: Annotated[
+        str | None, typer.Option("--shard", metavar="I/N", help="Draw portion I of N (0/N to N-1/N); the last merges.")
+    ] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Draw what is missing of a run that was stopped.")] = False,
     batch_size: BatchOption = 64,
     device: DeviceOption = "cpu",
     sigma_min: Annotated[float | None, typer.Option("--sigma-min", "--sigma_min", help="Lowest noise level.")] = None,
@@ -58,9 +68,13 @@ def sample(
 ) -> None:
     """Draw samples from a model, one a seed, as PNG files (or samples.npz) with their provenance.
 
+    With --shard or --resume, and when torchrun starts it, samples are kept in parts in OUT.parts until all are there:
+    the same files in the end, by as many processes as there are, each of which may be stopped and started again.
+
     Example: elucidiff sample exact:digits --seeds 0-15 --steps 18 --set solver=dpmpp_2m --out samples
     Example: elucidiff sample runs/digits --guidance 2 --guide runs/digits/snapshots/000050 --out guided
     Example: elucidiff sample runs/superres --condition small.png --seeds 0-7 --out enlarged
+    Example: elucidiff sample runs/digits --seeds 0-49999 --shard 3/8 --out samples
     """
     from ..denoiser import FixedBatch
     from ..files import refuse_existing
@@ -68,9 +82,11 @@ def sample(
     from . import parse
 
     wanted = parse.seeds(seeds)
-    refuse_existing(out)
-    if grid is not None:
-        refuse_existing(grid)
+    portion = _portion(shard, resume)
+    if portion is None or not (out.is_dir() and any(out.iterdir())):  # else it may be what this command wrote
+        for place in (out, *([] if grid is None else [grid])):
+            refuse_existing(place)
+    device = _own(device)
     denoiser = load_model(model, device)
     churn = {"S_churn": s_churn, "S_min": s_min, "S_max": s_max, "S_noise": s_noise}
     chosen = chosen_sampler(
@@ -84,16 +100,14 @@ def sample(
     wish = GuidanceAsked(guidance, guide, guidance_interval)
     guided = wish.of(denoiser, device)
     image = read_condition(condition, len(wanted), denoiser)
-    conditions: dict[str, Any] = {} if image is None else {"condition": image}
-    result = draw(
-        FixedBatch(guided or denoiser, MICRO_BATCH),
-        chosen,
-        seeds=wanted,
-        labels=parse.labels(labels, len(wanted), denoiser),
-        batch_size=batch_size,
-        progress=True,
-        **conditions,
-    )
+    request: dict[str, Any] = {"seeds": wanted, "labels": parse.labels(labels, len(wanted), denoiser)}
+    request |= {} if image is None else {"condition": image}
+    if portion is not None:
+        notes: dict[str, Any] = {"model": model} | ({} if guided is None else {"guidance": {"guide": guide}})
+        notes |= {} if condition is None else {"condition": str(condition)}
+        _in_parts(out, guided or denoiser, chosen, request, portion, notes, grid=grid, as_json=as_json)
+        return
+    result = draw(FixedBatch(guided or denoiser, MICRO_BATCH), chosen, batch_size=batch_size, progress=True, **request)
     facts = wish.facts(guided, result.nfe) | ({} if condition is None else {"condition": str(condition)})
     result, decoding = _decoded(denoiser, result)
     facts |= decoding
@@ -106,6 +120,76 @@ def sample(
         )
     else:
         print(f"{len(result.x)} samples in {out} ({show.cost(result.nfe, facts)} each, {result.seconds:.1f} s)")
+
+
+def _portion(shard: str | None, resume: bool) -> Portion | None:
+    """What this process draws: of --shard, the part of it that torchrun gives it, if any; None: all, in one go."""
+    from ..portions import Portion
+
+    rank = Portion.here()
+    if shard is None:
+        return rank if resume or rank.count > 1 else None
+    said = Portion.parse(shard)
+    return Portion(said.index * rank.count + rank.index, said.count * rank.count)
+
+
+def _own(device: str) -> str:
+    """A GPU for each process that torchrun starts: cuda:LOCAL_RANK for cuda; others as they are."""
+    return f"cuda:{os.environ['LOCAL_RANK']}" if device == "cuda" and "LOCAL_RANK" in os.environ else device
+
+
+def _in_parts(
+    out: Path,
+    denoiser: Denoiser,
+    sampler: Sampler,
+    request: dict[str, Any],
+    portion: Portion,
+    notes: dict[str, Any],
+    *,
+    grid: Path | None,
+    as_json: bool,
+) -> None:
+    """Draw a portion into OUT.parts, merge if it was the last, and say how far the whole is."""
+    from ..sharing import sample_into
+
+    watched = os.environ.get("LOCAL_RANK", "0") == "0"  # one bar a terminal
+    found = sample_into(
+        out, denoiser, sampler, portion=portion, batch_size=MICRO_BATCH, notes=notes, progress=watched, **request
+    )
+    record = found.record
+    if record is not None and grid is not None:
+        _late_grid(grid, out, record)
+    if as_json:
+        facts = {k: record[k] for k in ("nfe", "seconds", *FACTS) if k in record} if record else {}
+        standing = {"parts": found.parts, "there": found.there, "drawn": found.drawn, "complete": found.complete}
+        show.as_json({"out": str(out), "samples": found.samples} | facts | standing | {"merged": found.merged})
+    elif record is None:
+        print(
+            f"{found.there} of {found.parts} parts are there, in {found.work}: this shard is done; the last merges. "
+            "--resume in place of --shard draws whatever is missing"
+        )
+    else:
+        whose = f"{found.drawn} of {found.parts} parts drawn here" if found.drawn else "drawn before"
+        cost = f"{show.cost(record['nfe'], record)} each, {record['seconds']:.1f} s"
+        print(f"{found.samples:,} samples in {out} ({cost}; {whose})")
+
+
+def _late_grid(path: Path, out: Path, record: dict[str, Any]) -> None:
+    """The sheet of a folder of images, unless it is there already: the same as from the samples themselves."""
+    import torch
+
+    from ..data.images import decode, from_uint8
+    from ..files import file_written_atomically
+    from ..result import ARRAY, file_names
+
+    if path.exists():
+        return
+    if (out / ARRAY).is_file():
+        raise ValueError(f"--grid: samples of shape {tuple(record['shape'][1:])} are not images")
+    files = [out / f"{name}.png" for name in file_names(record["seeds"])]
+    pixels = torch.stack([torch.from_numpy(decode(f.read_bytes(), str(f)).copy()) for f in files])
+    with suppress(FileExistsError), file_written_atomically(path) as new:  # another process may be faster
+        show.write_grid(new, from_uint8(pixels))
 
 
 def _decoded(denoiser: Denoiser, result: Result) -> tuple[Result, dict[str, Any]]:

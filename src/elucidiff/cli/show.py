@@ -11,7 +11,6 @@ if TYPE_CHECKING:
     from rich.console import Console
     from torch import Tensor
 
-    from ..analysis import Score
     from ..data import Dataset
     from ..denoiser import Denoiser
     from ..metrics import Features
@@ -43,23 +42,6 @@ def _console() -> Console:
 
     console = Console()
     return console if console.is_terminal else Console(width=160)
-
-
-def scores(found: list[Score], reference: Dataset) -> None:
-    """Print scores as a table, each beside the value of real data."""
-    from rich.console import Console
-    from rich.table import Table
-
-    first = found[0] if found else None
-    table = Table(
-        title=f"{first.n} samples against {first.n_reference} held-out of {reference.name}" if first else None
-    )
-    for column in ("score", "samples", "real data", "features"):
-        table.add_column(column, justify="left" if column in ("score", "features") else "right")
-    for s in found:
-        error = "" if s.error is None else f" ± {s.error:.2g}"
-        table.add_row(s.name, f"{s.value:.4g}{error}", "" if s.real is None else f"{s.real:.4g}", s.features)
-    Console().print(table)
 
 
 def features_note(extractor: Features | None, dataset: Dataset) -> None:

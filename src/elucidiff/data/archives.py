@@ -14,8 +14,6 @@ from typing import NamedTuple, Protocol
 import numpy as np
 
 from ..errors import FormatError
-from .arrays import check_memory
-from .dataset import Dataset
 from .images import OTHER_IMAGES, SUFFIXES, decode
 from .label_csv import LABELS_CSV, labels_beside, labels_of_csv
 from .labels import check_class_names, labels_in_order, parse_dataset_json
@@ -25,7 +23,6 @@ Progress = Callable[[int, int], None]
 MAX_MEMBER = 256 * 2**20  # bytes: an uncompressed colour image at the cap on pixels has 192 MiB
 MAX_RATIO = 200  # of a member over 1 MiB; images are compressed already, JSON shrinks 20-fold
 SHARD = re.compile(r"\d{5}")  # 00000/img00000000.png: how the published tools number folders; not a class
-REPORT_EVERY = 64
 
 
 class Files(Protocol):
@@ -35,7 +32,10 @@ class Files(Protocol):
     names: list[str]
 
     def read(self, name: str) -> bytes:
-        """The content of one file."""
+        """The content of one file; threads may ask at once."""
+
+    def state(self, name: str) -> list[int]:
+        """Numbers that differ where the file is another one: its size and its date, or its CRC-32."""
 
 
 class Folder:
@@ -52,6 +52,11 @@ class Folder:
         if file.stat().st_size > MAX_MEMBER:
             raise FormatError(f"{file}: {file.stat().st_size:,} bytes; at most {MAX_MEMBER:,} are read")
         return file.read_bytes()
+
+    def state(self, name: str) -> list[int]:
+        """Size and date in nanoseconds."""
+        state = (self.path / name).stat()
+        return [state.st_size, state.st_mtime_ns]
 
 
 class Archive:
@@ -83,10 +88,14 @@ class Archive:
         except Exception as error:  # zipfile and zlib raise half a dozen types on damaged members
             raise FormatError(f"{self.path}: {name!r} is damaged ({error})") from error
 
+    def state(self, name: str) -> list[int]:
+        """Size and CRC-32."""
+        return [self._members[name].file_size, self._members[name].CRC]
+
 
 def _fault(info: zipfile.ZipInfo) -> str:
     name = info.filename
-    if ".." in PurePosixPath(name).parts or name.startswith("/") or "\\" in name or ":" in name.split("/")[0]:
+    if ".." in name.split("/") or name.startswith("/") or "\\" in name or ":" in name.split("/")[0]:
         return "leads outside the archive"
     if stat.S_ISLNK(info.external_attr >> 16):
         return "is a link"
@@ -99,17 +108,6 @@ def _fault(info: zipfile.ZipInfo) -> str:
     if info.file_size > max(2**20, MAX_RATIO * info.compress_size):
         return f"expands more than {MAX_RATIO}-fold"
     return ""
-
-
-def read_folder(path: Path, progress: Progress | None = None) -> Dataset:
-    """The data set of a folder of PNG, JPEG or WebP images (see `read_images`)."""
-    return read_images(Folder(path), progress)
-
-
-def read_zip(path: Path, progress: Progress | None = None) -> Dataset:
-    """The data set of a ZIP of images (see `read_images`)."""
-    with opened(path) as files:
-        return read_images(files, progress)
 
 
 @contextmanager
@@ -128,19 +126,6 @@ def opened(path: Path) -> Iterator[Files]:
         yield Archive(path, archive)
 
 
-def read_images(files: Files, progress: Progress | None = None) -> Dataset:
-    """All images in order of their names, with labels from dataset.json, labels.csv or the sub-folders.
-
-    The first of these that is there counts: dataset.json in it, labels.csv in it, labels.csv beside it (see
-    label_csv.py). A folder that holds everything is not counted. Without any the first-level sub-folders
-    are the classes, if every image is in one and they are not numbered shards (00000, 00001, ...).
-    All images need one size; where grey and colour mix, grey becomes RGB.
-    """
-    names, labels, classes = listed(files)
-    values = decoded(names, lambda i: files.read(names[i]), str(files.path), progress)
-    return Dataset(values, labels, classes, files.path.stem, str(files.path), names=tuple(names))
-
-
 class Listing(NamedTuple):
     """The images of a collection by name, in order, and their labels; nothing is decoded yet."""
 
@@ -150,7 +135,13 @@ class Listing(NamedTuple):
 
 
 def listed(files: Files, others: bool = False) -> Listing:
-    """What `read_images` would read. With others, images of other formats are listed too instead of refused."""
+    """All images in order of their names, with labels from dataset.json, labels.csv or the sub-folders.
+
+    The first of these that is there counts: dataset.json in it, labels.csv in it, labels.csv beside it (see
+    label_csv.py). A folder that holds everything is not counted. Without any the first-level sub-folders
+    are the classes, if every image is in one and they are not numbered shards (00000, 00001, ...).
+    With others, images of other formats are listed too instead of refused.
+    """
     names = _image_names(files, others)
     root = _common_root(names)
     labels, classes = _labels(files, root, [name.removeprefix(root) for name in names])
@@ -182,7 +173,7 @@ def _image_names(files: Files, others: bool = False) -> list[str]:
 
 def _common_root(names: Sequence[str]) -> str:
     """The folders that all names begin with, e.g. "cats/" of cats/1.png and cats/2.png."""
-    parents = [PurePosixPath(name).parts[:-1] for name in names]
+    parents = [PurePosixPath(parent).parts for parent in {name.rpartition("/")[0] for name in names}]
     first, last = min(parents), max(parents)  # in sorted order, what these two share is shared by all
     shared = 0
     while shared < min(len(first), len(last)) and first[shared] == last[shared]:
@@ -219,37 +210,6 @@ def _labels_of_table(files: Files, folder: str, names: list[str]) -> tuple[np.nd
     labels = None if by_name is None else labels_in_order(by_name, names, where)
     check_class_names(labels, classes, where)
     return labels, classes
-
-
-def decoded(names: list[str], read: Callable[[int], bytes], where: str, progress: Progress | None) -> np.ndarray:
-    """The images of N files as uint8 (N, C, H, W); read(i) is the content of file i, `where` holds them all.
-
-    Grey among colour becomes RGB, exactly. Raises FormatError naming the file that is damaged or of another size.
-    """
-    values = np.empty((0, 0, 0, 0), np.uint8)
-    with strict_pillow():
-        for i, name in enumerate(names):
-            pixels = decode(read(i), f"{where}: {name}")
-            if i == 0:
-                check_memory(len(names) * pixels.size, where)
-                values = np.empty((len(names), *pixels.shape), np.uint8)
-            if pixels.shape != values.shape[1:]:
-                values, pixels = _reconciled(values, pixels, names, i, where)
-            values[i] = pixels
-            if progress is not None and (i % REPORT_EVERY == REPORT_EVERY - 1 or i == len(names) - 1):
-                progress(i + 1, len(names))
-    return values
-
-
-def _reconciled(
-    values: np.ndarray, pixels: np.ndarray, names: list[str], i: int, where: str
-) -> tuple[np.ndarray, np.ndarray]:
-    (_, _, height, width), (_, h, w) = values.shape, pixels.shape
-    if (h, w) != (height, width):
-        raise FormatError(
-            f"{where}: mixed sizes: {names[0]} is {width}x{height}, {names[i]} is {w}x{h}; resize or crop them to one"
-        )
-    return (values if values.shape[1] == 3 else values.repeat(3, axis=1)), np.broadcast_to(pixels, (3, h, w))
 
 
 @contextmanager

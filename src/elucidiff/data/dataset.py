@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 import numpy as np
 import torch
@@ -34,6 +34,7 @@ class Dataset:
     or from the largest label; a subset keeps that of the whole.
     names: of the files that the samples came from, for messages; None where there are none.
     condition: what each sample is paired with, of its size: uint8 (N, K, H, W) or float32 (N, K, *); None without.
+    left_out: how many more samples there were, which could not be read.
 
     Raises ValueError when the arrays do not fit together.
     """
@@ -46,6 +47,7 @@ class Dataset:
     label_dim: int = 0
     names: tuple[str, ...] | None = None
     condition: np.ndarray | None = None
+    left_out: int = 0
 
     def __post_init__(self) -> None:
         v = self.values
@@ -102,6 +104,14 @@ class Dataset:
         y = torch.from_numpy(self.values[chosen])
         return from_uint8(y) if self.is_image else y, self._label_rows(chosen)
 
+    def batch_read(self, indices: Sequence[int] | np.ndarray | Tensor) -> tuple[np.ndarray, Tensor, Tensor | None]:
+        """The rows that were read, and `batch`: in memory those that were asked for."""
+        return np.asarray(indices), *self.batch(indices)
+
+    def skipping(self) -> Dataset:
+        """The same samples, without an error where one of them cannot be read later: in memory there is none."""
+        return self
+
     def conditions(self, indices: Sequence[int] | np.ndarray | Tensor) -> Tensor | None:
         """What samples are paired with, (B, K, *) float32, images as x / 127.5 - 1; None without."""
         if self.condition is None:
@@ -132,18 +142,26 @@ class Dataset:
 
     def moments(self) -> tuple[float, float]:
         """(mean, sigma_data), in one pass."""
-        mean, std = _mean_and_std(self.values)
+        mean, std = _mean_and_std(self.pieces())
         return (mean / 127.5 - 1, std / 127.5) if self.is_image else (mean, std)
+
+    def pieces(self) -> Iterator[np.ndarray]:
+        """All values in order, some samples at a time, of at most a million numbers (or one sample)."""
+        rows = max(1, CHUNK // max(1, math.prod(self.shape)))
+        return (self.values[start : start + rows] for start in range(0, len(self), rows))
 
     def fingerprint(self) -> str:
         """SHA-256, in hexadecimal, of shapes, dtypes, values, labels and any conditions; names do not enter."""
         digest = hashlib.sha256()
-        for array in (self.values, self.labels, *([] if self.condition is None else [self.condition])):
+        dtype = "uint8" if self.is_image else "float32"
+        digest.update(json.dumps([dtype, [len(self), *self.shape]]).encode())
+        for piece in self.pieces():
+            digest.update(_bytes(piece))
+        for array in (self.labels, *([] if self.condition is None else [self.condition])):
             header = None if array is None else [array.dtype.name, list(array.shape)]
             digest.update(json.dumps(header).encode())
             if array is not None:
-                stored = np.ascontiguousarray(array, dtype=array.dtype.newbyteorder("<"))
-                digest.update(stored.reshape(-1).view(np.uint8).data)
+                digest.update(_bytes(array))
         return digest.hexdigest()
 
     def measured(self) -> Dataset:
@@ -153,7 +171,7 @@ class Dataset:
     def duplicates(self) -> list[list[int]]:
         """Groups of two or more indices whose samples are the same, by SHA-256 of their values; labels do not enter."""
         groups: dict[bytes, list[int]] = {}
-        for i, sample in enumerate(self.values):
+        for i, sample in enumerate(sample for piece in self.pieces() for sample in piece):
             groups.setdefault(hashlib.sha256(sample.tobytes()).digest(), []).append(i)
         return [group for group in groups.values() if len(group) > 1]
 
@@ -221,16 +239,16 @@ def label_dim_of(labels: np.ndarray, classes: tuple[str, ...] | None) -> int:
     return len(classes) if classes is not None else int(labels.max()) + 1
 
 
-def _chunks(values: np.ndarray) -> Iterator[np.ndarray[Any, np.dtype[np.float64]]]:
-    rows = max(1, CHUNK // max(1, values[0].size))
-    for start in range(0, len(values), rows):
-        yield values[start : start + rows].astype(np.float64)
+def _bytes(array: np.ndarray) -> memoryview:
+    stored = np.ascontiguousarray(array, dtype=array.dtype.newbyteorder("<"))
+    return stored.reshape(-1).view(np.uint8).data
 
 
-def _mean_and_std(values: np.ndarray) -> tuple[float, float]:
+def _mean_and_std(pieces: Iterable[np.ndarray]) -> tuple[float, float]:
     """Mean and standard deviation over all elements, one chunk in float64 at a time (Chan et al. 1979)."""
     count, mean, squares = 0, 0.0, 0.0
-    for chunk in _chunks(values):
+    for piece in pieces:
+        chunk = piece.astype(np.float64)
         chunk_mean = float(chunk.mean())
         delta, total = chunk_mean - mean, count + chunk.size
         squares += float(np.square(chunk - chunk_mean).sum()) + delta**2 * count * chunk.size / total

@@ -11,8 +11,9 @@ import numpy as np
 
 from ..component import require
 from ..errors import FormatError, MissingExtraError, unknown
-from .archives import MAX_MEMBER, Progress, decoded
+from .archives import MAX_MEMBER, Progress
 from .dataset import Dataset
+from .decoding import Images, decoded
 from .labels import check_label_array
 
 PREFIX = "hf:"
@@ -40,7 +41,8 @@ def read_huggingface(source: str, progress: Progress | None = None) -> Dataset:
     # Undecoded: the bytes go through the same checks as every other image file.
     rows = table.cast_column(image, library.Image(decode=False))[image]
     names = [f"row {i}" for i in range(len(table))]
-    values = decoded(names, lambda i: _content(rows[i], f"{source}: row {i}"), source, progress)
+    images = Images(names, lambda i: _content(rows[i], f"{source}: row {i}"), source)
+    values = decoded(images, progress)
     labels, classes = None, None
     if label is not None:
         labels, classes = _labels(table[label], features[label], f"{source}: {label}")

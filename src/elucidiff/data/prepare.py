@@ -11,7 +11,8 @@ import numpy as np
 
 from ..component import require
 from ..errors import FormatError
-from .archives import REPORT_EVERY, Progress
+from .archives import Progress
+from .decoding import REPORT_EVERY
 from .moments import Moments
 from .resize import Resize
 from .stores import Store, check_destination, new_store

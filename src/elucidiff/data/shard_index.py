@@ -6,7 +6,7 @@ import hashlib
 import json
 import zlib
 from collections.abc import Iterator
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
@@ -16,6 +16,7 @@ import numpy as np
 
 from ..errors import FormatError
 from ..files import write_atomically
+from ..locks import only_one
 from .archives import Progress, strict_pillow
 from .arrays import sample_of_npy
 from .images import OTHER_IMAGES, SUFFIXES, decode, header
@@ -48,6 +49,15 @@ def index_of(path: Path, cache: Path | None = None, progress: Progress | None = 
     """
     kept = None if cache is None or path.stat().st_size < WORTH_KEEPING else cache / _name_of_index(path)
     found = _read_index(kept) if kept is not None else None
+    with ExitStack() as stack:
+        if found is None and kept is not None:  # of processes that ask at once one reads the tar
+            with suppress(OSError):
+                stack.enter_context(only_one(kept))
+            found = _read_index(kept)
+        return _indexed(path, kept, found, progress)
+
+
+def _indexed(path: Path, kept: Path | None, found: list[Entry] | None, progress: Progress | None) -> list[Entry]:
     if found is None:
         with strict_pillow():
             found = list(_entries(path, progress))

@@ -6,21 +6,19 @@ import hashlib
 import json
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from ..errors import FormatError
 from ..seeds import Stream, keyed
 from .archives import Progress
 from .arrays import check_memory
-from .dataset import Dataset, label_dim_of, names_at, rows_of
-from .images import from_uint8
+from .dataset import Dataset, names_at, rows_of
 from .labels import labels_in_order
+from .lazy import Lazy
 from .shard_index import Entry, content_at, decode_member, index_of
 
 MEASURED = 2048  # samples that mean and sigma_data are measured on
@@ -41,7 +39,7 @@ class Places(NamedTuple):
         return Places(tar, offset, size, crc, names_at(self.names, chosen) or ())
 
 
-class Shards(Dataset):
+class Shards(Lazy):
     """Samples in tar files, which stay there: a Dataset whose values are read when a batch asks for them.
 
     In memory are place, size, CRC-32 and name of every sample, and the labels. A batch opens its tars, reads its
@@ -57,12 +55,7 @@ class Shards(Dataset):
         self, paths: Sequence[Path], places: Places, shape: tuple[int, ...], image: bool, **fields: Any
     ) -> None:
         self._paths, self._places, self._shape, self._image = tuple(paths), places, shape, image
-        defaults: dict[str, Any] = {"labels": None, "classes": None, "name": "shards", "source": "", "label_dim": 0}
-        for field, value in (defaults | fields | {"names": places.names}).items():
-            object.__setattr__(self, field, value)
-        if self.labels is not None:
-            self._check_labels(self.labels)
-            object.__setattr__(self, "label_dim", self.label_dim or label_dim_of(self.labels, self.classes))
+        super().__init__(**({"name": "shards"} | fields | {"names": places.names}))
 
     def __len__(self) -> int:
         return len(self._places.names)
@@ -77,18 +70,8 @@ class Shards(Dataset):
         """The shape of one sample as a tensor: (C, H, W) for images."""
         return self._shape
 
-    @property
-    def values(self) -> np.ndarray:  # a field there, read anew here
-        """All samples, decoded into memory: uint8 (N, C, H, W), or float32 (N, *)."""
-        return self._decoded(np.arange(len(self)))
-
-    def batch(self, indices: Sequence[int] | np.ndarray | Tensor) -> tuple[Tensor, Tensor | None]:
-        """Samples (B, *) float32, images as x / 127.5 - 1, and their labels (B, label_dim), one-hot or soft."""
-        chosen = rows_of(indices, len(self))
-        y = torch.from_numpy(self._decoded(chosen))
-        return from_uint8(y) if self.is_image else y, self._label_rows(chosen)
-
-    def _decoded(self, chosen: np.ndarray) -> np.ndarray:
+    def read(self, chosen: np.ndarray) -> np.ndarray:
+        """The samples of these rows, decoded: uint8 (B, C, H, W), or float32 (B, *)."""
         dtype = np.dtype(np.uint8 if self.is_image else np.float32)
         check_memory(len(chosen) * int(np.prod(self._shape)) * dtype.itemsize, self.source)
         values = np.empty((len(chosen), *self._shape), dtype)
@@ -106,12 +89,7 @@ class Shards(Dataset):
                     values[row] = sample
         return values
 
-    def moments(self) -> tuple[float, float]:
-        """(mean, sigma_data) of `measured()`, measured once."""
-        return self._moments_once
-
-    @cached_property
-    def _moments_once(self) -> tuple[float, float]:
+    def _measure(self) -> tuple[float, float]:
         return self.measured().moments()
 
     def measured(self) -> Dataset:
@@ -119,9 +97,10 @@ class Shards(Dataset):
         rows = np.arange(len(self))
         if len(rows) > MEASURED:
             rows = np.sort(keyed(0, Stream.SPLIT, 2).permutation(len(rows))[:MEASURED])
-        labels = None if self.labels is None else self.labels[rows]
-        fields: dict[str, Any] = {"label_dim": self.label_dim, "names": names_at(self.names, rows)}
-        return Dataset(self._decoded(rows), labels, self.classes, self.name, self.source, **fields)
+        if self.skips:
+            rows, *_ = self.batch_read(rows)
+        fields = {name: value for name, value in self.fields_at(rows).items() if name != "skips"}
+        return Dataset(self.read(rows), **fields)
 
     def fingerprint(self) -> str:
         """SHA-256, in hexadecimal, of the shape, of names, sizes and CRC-32 of the files, and of the labels."""
@@ -149,9 +128,8 @@ class Shards(Dataset):
     def subset(self, indices: Sequence[int] | np.ndarray | Tensor) -> Dataset:
         """The samples at these indices, in this order; nothing is read."""
         chosen = rows_of(indices, len(self))
-        labels = None if self.labels is None else self.labels[chosen]
-        kept = {"classes": self.classes, "name": self.name, "source": self.source, "label_dim": self.label_dim}
-        return Shards(self._paths, self._places.at(chosen), self._shape, self._image, labels=labels, **kept)
+        fields = self.fields_at(chosen)
+        return Shards(self._paths, self._places.at(chosen), self._shape, self._image, **fields)
 
 
 def read_shards(

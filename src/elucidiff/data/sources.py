@@ -3,32 +3,52 @@
 from __future__ import annotations
 
 import glob
+import math
+import os
 import re
+import warnings
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
+from ..download import fetched, home, is_url
 from ..errors import FormatError
-from .archives import Progress, read_folder, read_zip
+from .archives import Files, Progress, listed, opened
 from .arrays import from_arrays, read_npy, read_npz
+from .cache import Mapped, stored
 from .cifar import is_cifar, read_cifar
 from .dataset import Dataset
-from .download import fetched, is_url
+from .decoding import Images, decoded, threads_here
 from .huggingface import PREFIX, read_huggingface
 from .idx import IMAGES, images_in, read_idx
+from .images import header
 from .shards import read_shards
+from .skipping import RAISE, SKIP, check_on_bad_data, left_out
 
 DIGITS = Path(__file__).with_name("digits.npz")
-CACHE = Path("~/.cache/elucidiff")  # fetched shards and the indices of large ones
-INDEX, FETCHED = "index", "fetched"  # its folders
+INDEX, FETCHED = "index", "fetched"  # folders of the cache: indices of large shards, and those of the web
+LARGE = 256 * 2**20  # bytes of decoded images that are kept unasked; fewer are read again within seconds
+OFF = "off"
 BRACES = re.compile(r"\{(\d+)\.\.(\d+)\}")
 MAX_SHARDS = 100_000
 ARRAYS = {".npz": read_npz, ".npy": read_npy}
 
 
-def load(source: str | Path, progress: Progress | None = None, *, cache: str | Path = CACHE) -> Dataset:
-    """The data set that `source` names, read into memory unless it is shards.
+class CacheWarning(UserWarning):
+    """Decoded images could not be kept; each process has its own in memory."""
+
+
+def load(
+    source: str | Path,
+    progress: Progress | None = None,
+    *,
+    cache: str | Path | None = None,
+    on_bad_data: str = RAISE,
+) -> Dataset:
+    """The data set that `source` names, read into memory unless it is shards, or many images.
 
     - "digits": 1,797 handwritten 8x8 digits, embedded (a folder of that name is "./digits");
     - a folder of PNG, JPEG or WebP images; dataset.json or labels.csv gives labels, or sub-folders are classes;
@@ -41,10 +61,21 @@ def load(source: str | Path, progress: Progress | None = None, *, cache: str | P
       http(s) addresses of tars, which are fetched once into `cache`;
     - "hf:owner/name[:split[:image_column[:label_column]]]": a data set of the hub, through the package `datasets`.
 
+    cache: the folder of what is fetched, indexed and decoded; it may be removed at any time. None: `home()`. Images of
+    a folder or ZIP are decoded into it once (`Mapped`) if it is named here, or if they have more than 256 MiB, or if
+    several processes of this machine read them; "off": never. A changed source is decoded anew.
+    on_bad_data: "skip" leaves images of a folder or ZIP that cannot be read out, with a BadDataWarning; in the place of
+    one in shards comes the next. The default "raise" raises FormatError.
     progress(done, total) is called now and then. Raises FileNotFoundError, MissingExtraError, or FormatError naming
     the file and the field that is wrong.
     """
-    text, cache = str(source), Path(cache).expanduser()
+    check_on_bad_data(on_bad_data)
+    found = _load(source, progress, cache, on_bad_data == SKIP)
+    return found.skipping() if on_bad_data == SKIP else found
+
+
+def _load(source: str | Path, progress: Progress | None, asked: str | Path | None, skip: bool) -> Dataset:
+    text, cache = str(source), home() if asked in (None, OFF) else Path(str(asked)).expanduser()
     if source == "digits":
         return _digits()
     if text.startswith(PREFIX):
@@ -63,14 +94,53 @@ def load(source: str | Path, progress: Progress | None = None, *, cache: str | P
         raise FormatError(f"{source}: only CIFAR and MNIST in their own files have a part {part!r}")
     if path.is_dir():
         tars = sorted(p for p in path.iterdir() if p.suffix.lower() == ".tar" and p.is_file())
-        return read_shards(tars, text, cache / INDEX, progress) if tars else read_folder(path, progress)
+        return read_shards(tars, text, cache / INDEX, progress) if tars else _images(path, progress, asked, skip)
+    if path.suffix.lower() == ".zip":
+        return _images(path, progress, asked, skip)
     return _file(path, cache, progress)
+
+
+def _images(path: Path, progress: Progress | None, asked: str | Path | None, skip: bool) -> Dataset:
+    """The images of a folder or ZIP, in memory or mapped. All have one size; grey among colour becomes RGB."""
+    with opened(path) as files:
+        names, labels, classes = listed(files)
+        fields = {"labels": labels, "classes": classes, "name": path.stem, "source": str(path), "names": tuple(names)}
+        folder = Path(str(asked)).expanduser() if asked not in (None, OFF) else home()
+        if asked == OFF or (asked is None and not _worth_keeping(files, names)):
+            return _in_memory(files, names, progress, skip, fields)
+        try:
+            kept = stored(files, names, folder, progress, skip)
+        except OSError as error:
+            if asked is not None:
+                raise
+            warnings.warn(f"{folder}: decoded images are not kept there ({error})", CacheWarning, stacklevel=4)
+            return _in_memory(files, names, progress, skip, fields)
+    rows = np.flatnonzero(left_out(names, kept.bad, str(path)))
+    whole = Mapped(kept, np.arange(len(names)), **fields | {"left_out": len(kept.bad)})
+    return whole.subset(rows) if kept.bad else whole
+
+
+def _in_memory(
+    files: Files, names: list[str], progress: Progress | None, skip: bool, fields: dict[str, Any]
+) -> Dataset:
+    images, bad = Images(names, lambda i: files.read(names[i]), str(files.path)), dict[int, str]()
+    values = decoded(images, progress, bad if skip else None, threads=threads_here())
+    rows = left_out(names, bad, images.where)
+    whole = Dataset(values, **fields, left_out=len(bad))
+    return whole.subset(rows) if bad else whole
+
+
+def _worth_keeping(files: Files, names: list[str]) -> bool:
+    """Whether images are decoded into the cache unasked: many of them, by the first, or for several processes here."""
+    if int(os.environ.get("LOCAL_WORLD_SIZE", "1")) > 1:
+        return True
+    with suppress(FormatError, OSError):
+        return len(names) * math.prod(header(files.read(names[0]), names[0])) > LARGE
+    return False
 
 
 def _file(path: Path, cache: Path, progress: Progress | None) -> Dataset:
     suffix = path.suffix.lower()
-    if suffix == ".zip":
-        return read_zip(path, progress)
     if suffix == ".tar":
         return read_shards([path], str(path), cache / INDEX, progress)
     if suffix in ARRAYS:

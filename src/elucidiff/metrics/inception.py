@@ -1,4 +1,4 @@
-"""Features of the Inception-v3 of 2015: those of the FID, with weights that the user has."""
+"""Features of the Inception-v3 of 2015: those of the FID, with weights that the user has or asks to be fetched."""
 
 from __future__ import annotations
 
@@ -11,14 +11,17 @@ import torch
 from torch import Tensor
 
 from ..component import require
+from ..download import fetched, home
 from ..errors import FormatError
 from ..files import sha256
+from ..progress import bar
 from .features import Features
 from .inception_network import LEVELS, InceptionNetwork, network_of, resized
 
 MICRO_BATCH = 4  # always as many images at a time, so that the size of a batch does not show in float32
 MICRO_BATCH_GPU = 64
 PUBLISHED = "6726825d0af5f729cebd5821db510b11b1cfad8faad88a03f1befd49fb9129b2"  # of that file, 95,628,359 bytes
+FOLDER = "weights"  # of the cache
 URL = "https://github.com/mseitzer/pytorch-fid/releases/download/fid_weights/pt_inception-2015-12-05-6726825d.pth"
 
 
@@ -43,12 +46,33 @@ class Inception(Features, kind="inception"):
     sha256: str = ""
     published: bool = field(default=False, compare=False)
 
+    @classmethod
+    def download(
+        cls, level: int = LEVELS[-1], *, folder: str | Path | None = None, progress: bool = False
+    ) -> Inception:
+        """The published weights, 96 MB: fetched into `folder` (None: that of the cache) if they are not there.
+
+        The file takes its name when its SHA-256 is the published one. progress: whether to show a bar, on terminals.
+        Raises FormatError for what has another SHA-256, ConnectionError where there is no network, and OSError.
+        """
+        require(level in LEVELS, f"level: got {level}; expected {', '.join(map(str, LEVELS))}")
+        place = home() / FOLDER if folder is None else Path(folder).expanduser()
+        try:
+            with bar("fetching the weights (MiB)", progress) as report:
+                path = fetched(URL, place, report, digest=PUBLISHED)
+        except ConnectionError as error:
+            raise ConnectionError(f"{error}; or fetch it elsewhere, and name the file: inception:FILE") from error
+        return cls(str(path), level)
+
     def validate(self) -> None:
         """Read the weights, so that a wrong file shows before any sample is drawn."""
         require(self.level in LEVELS, f"level: got {self.level}; expected {', '.join(map(str, LEVELS))}")
         path = Path(self.weights).expanduser()
         if not path.is_file():
-            raise FileNotFoundError(f"{self.weights}: no such file of weights; the published one is at {URL}")
+            raise FileNotFoundError(
+                f"{self.weights}: no such file of weights; the published one is at {URL}, and is fetched from "
+                "there by: --features inception:download"
+            )
         found = sha256(path)
         if self.sha256 and self.sha256.lower() != found:
             raise FormatError(f"{path}: its SHA-256 is {found}, not {self.sha256}; it is another file")
@@ -82,12 +106,12 @@ class Inception(Features, kind="inception"):
         device = batch.device
         network = _network(str(Path(self.weights).expanduser()), self.sha256, str(device))
         size = MICRO_BATCH if device.type == "cpu" else MICRO_BATCH_GPU
-        with _without_tf32(device):
+        with without_tf32(device):
             found = [self._read(network, part, size) for part in batch.split(size)]
         return torch.cat(found).to(batch)
 
     def _read(self, network: InceptionNetwork, part: Tensor, size: int) -> Tensor:
-        levels = (127.5 * part + 128).clamp(0, 255).floor().float()
+        levels = levels_of(part)
         padding = levels.new_zeros(size - len(part), *part.shape[1:])
         images = resized(torch.cat([levels, padding]).expand(-1, 3, -1, -1))
         return network(images.contiguous(memory_format=torch.channels_last), self.level)[: len(part)]
@@ -96,7 +120,12 @@ class Inception(Features, kind="inception"):
         return f"{self.kind} {self.level} {self.sha256[:8]}"
 
 
-def _without_tf32(device: torch.device) -> contextlib.AbstractContextManager[None]:
+def levels_of(images: Tensor) -> Tensor:
+    """Images in [-1, 1] rounded to the 256 levels of a picture file, 0 to 255 in float32."""
+    return (127.5 * images + 128).clamp(0, 255).floor().float()
+
+
+def without_tf32(device: torch.device) -> contextlib.AbstractContextManager[None]:
     """Convolutions in float32 proper: by default a GPU rounds their factors to 10 bits."""
     if device.type != "cuda":
         return contextlib.nullcontext()

@@ -6,6 +6,7 @@ import hashlib
 import json
 import math
 import zipfile
+from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -32,13 +33,14 @@ class Reference:
 
     statistics: those of n samples, or as if of a billion where the file does not say how many. n: None then.
     extractor, sha256: the name of the extractor, and the hash of all that its features depend on (`extractor_hash`);
-    None where the file does not say.
+    None where the file does not say. data: what they were made of, as the maker noted it; None likewise.
     """
 
     statistics: Statistics
     n: int | None
     extractor: str | None
     sha256: str | None
+    data: Mapping[str, Any] | None = None
 
     def check(self, extractor: Features) -> None:
         """Raise ValueError when the statistics are known to be of another extractor's features."""
@@ -61,10 +63,13 @@ def extractor_hash(extractor: Features) -> str:
     return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
 
 
-def save_reference(path: str | Path, statistics: Statistics, extractor: Features) -> None:
+def save_reference(
+    path: str | Path, statistics: Statistics, extractor: Features, data: Mapping[str, Any] | None = None
+) -> None:
     """Write mu (d,), sigma (d, d) over n - 1, both float64, n, extractor and sha256 to a new .npz file.
 
-    Other tools read mu and sigma of it. Raises FileExistsError, and ValueError for another suffix.
+    `data`, JSON data about what the statistics are of, is added as text. Other tools read mu and sigma of the file.
+    Raises FileExistsError, and ValueError for another suffix.
     """
     path = Path(path)
     require(path.suffix == ".npz", f"{path}: reference statistics are written as .npz files")
@@ -74,7 +79,7 @@ def save_reference(path: str | Path, statistics: Statistics, extractor: Features
         "n": np.int64(statistics.n),
         "extractor": np.array(str(extractor)),
         "sha256": np.array(extractor_hash(extractor)),
-    }
+    } | ({} if data is None else {"data": np.array(json.dumps(dict(data)))})
     with file_written_atomically(path) as temporary, temporary.open("wb") as file:
         np.savez(file, **arrays)
 
@@ -99,11 +104,20 @@ def load_reference(path: str | Path, key: str | None = None) -> Reference:
         statistics = Statistics.from_moments(mu, sigma, EXACT if n is None else n)
     except (ValueError, TypeError) as error:
         raise FormatError(f"{path}: not reference statistics ({error})") from error
-    return Reference(statistics, n, _text(values.get("extractor")), _text(values.get("sha256")))
+    return Reference(statistics, n, _text(values.get("extractor")), _text(values.get("sha256")), _noted(values))
 
 
 def _text(value: Any) -> str | None:
     return None if value is None else str(value)
+
+
+def _noted(values: Mapping[str, Any]) -> dict[str, Any] | None:
+    """What our own files say of their data; of a file by others it is not asked."""
+    try:
+        found = json.loads(str(values["data"])) if "data" in values and values.get("sha256") is not None else None
+    except ValueError:
+        return None
+    return found if isinstance(found, dict) else None
 
 
 def _chosen(value: Any, key: str | None, path: Path) -> dict[str, Any]:
@@ -126,7 +140,7 @@ def _npz(path: Path) -> dict[str, np.ndarray]:
     try:
         with zipfile.ZipFile(path) as archive:
             present = {info.filename.removesuffix(".npy"): info for info in archive.infolist()}
-            wanted = (*MOMENTS, "n", "extractor", "sha256")
+            wanted = (*MOMENTS, "n", "extractor", "sha256", *(["data"] if "sha256" in present else []))
             return {name: _array(archive, present[name], path) for name in wanted if name in present}
     except FormatError:
         raise

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from ..component import require
+from ..tensors import here
 from .embedding import Wide
 from .layers import CONVOLUTIONS, attend, heads_of, split_heads
 
@@ -110,7 +111,8 @@ def normalize_weights(module: nn.Module) -> None:
     """
     for layer in module.modules():
         if isinstance(layer, MPLayer):
-            layer.weight.copy_(normalize_weight(layer.weight))
+            weight = here(layer.weight)  # of shared weights each process has some outputs whole
+            weight.copy_(normalize_weight(weight))
 
 
 class MPAttention(nn.Module):

@@ -11,9 +11,10 @@ from typing import TYPE_CHECKING, Any
 from .checkpoint import NoGoodCheckpoint
 from .config import TrainConfig
 from .ema import EMA, Averaging, HalfLife, Power, ema_beta
+from .errors import OutOfMemory, TrainingError
 from .interruption import TrainingStopped
 from .loop import train
-from .trainer import Step, Trainer, TrainingError
+from .trainer import Step, Trainer
 from .watch import Watcher
 
 if TYPE_CHECKING:
@@ -27,6 +28,7 @@ __all__ = [
     "Averaging",
     "HalfLife",
     "NoGoodCheckpoint",
+    "OutOfMemory",
     "Power",
     "Step",
     "Sweep",

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import re
 import shutil
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -33,7 +37,15 @@ class State(NamedTuple):
 
 
 def write(run: Path, images: int, state: State) -> Path:
-    """Write RUN/checkpoint/NNNNNNNNNNNN, by images seen, then remove all but the last two.
+    """Write RUN/checkpoint/NNNNNNNNNNNN, by images seen, then remove all but the last two. See `writing`."""
+    with writing(run, images, state) as new:
+        save_file({name: t.detach().cpu().contiguous() for name, t in state.tensors.items()}, new / TENSORS)
+    return run / FOLDER / f"{images:012d}"
+
+
+@contextmanager
+def writing(run: Path, images: int, state: State) -> Iterator[Path]:
+    """A folder to write the tensors into, which becomes a checkpoint; then all but the last two are removed.
 
     Temporary name, flush, fsync, rename, fsync of the folder: a crash at any moment leaves the ones before. Raises
     OSError naming the folder and the bytes needed where the disk is full; nothing half stays behind.
@@ -42,16 +54,40 @@ def write(run: Path, images: int, state: State) -> Path:
     needed = sum(t.numel() * t.element_size() for t in state.tensors.values())
     try:
         with folder_written_atomically(folder) as new:
-            save_file({name: t.detach().cpu().contiguous() for name, t in state.tensors.items()}, new / TENSORS)
+            yield new
             facts = {"format": FORMAT, "images": images, **state.facts}
             (new / FACTS).write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")
     except FileExistsError:
         raise
-    except OSError as error:
-        raise OSError(error.errno, f"{folder}: a checkpoint of {needed:,} bytes: {error.strerror}") from error
+    except (OSError, SafetensorError) as error:
+        number, reason = _reason(error)
+        raise OSError(number, f"{folder}: a checkpoint of {needed:,} bytes: {reason}") from error
     for old in stored(run)[:-KEPT]:
         shutil.rmtree(old)
-    return folder
+
+
+def _reason(error: OSError | SafetensorError) -> tuple[int, str]:
+    """The number and the text of an error of the system; safetensors tells the number in its text only."""
+    if isinstance(error, OSError):
+        return error.errno or errno.EIO, error.strerror or str(error)
+    told = re.search(r"os error (\d+)", str(error))
+    return int(told[1]) if told else errno.EIO, str(error)
+
+
+@contextmanager
+def saying_what_is_full(run: Path) -> Iterator[None]:
+    """Within it an error for want of space names the run, what is free and what a checkpoint and a model take."""
+    try:
+        yield
+    except (OSError, SafetensorError) as error:
+        number, reason = _reason(error)
+        if number not in (errno.ENOSPC, errno.EDQUOT) or str(run) in str(error):
+            raise
+        newest = [*stored(run)[-1:], *sorted((run / "snapshots").glob("[0-9]*"))[-1:]]
+        needed = sum(p.stat().st_size for folder in newest for p in folder.iterdir())
+        free = shutil.disk_usage(run).free
+        told = f"{run}: {reason}; {free:,} bytes are free, what is written next takes up to {needed:,}"
+        raise OSError(number, told) from error
 
 
 def stored(run: Path) -> list[Path]:
@@ -60,15 +96,17 @@ def stored(run: Path) -> list[Path]:
     return sorted(p for p in folder.iterdir() if p.is_dir() and p.name.isdecimal()) if folder.is_dir() else []
 
 
-def read(run: Path, say: Say = lambda text: None) -> State | None:
+def read(run: Path, say: Say = lambda text: None, *, on_disk: bool = False) -> State | None:
     """The newest good checkpoint of a run; None where it has none at all. A damaged one is said, and passed over.
 
+    on_disk: its tensors are checked, but read only when they are asked for, and by all processes at once in `fill`.
     Raises NoGoodCheckpoint where there are some and all are damaged.
     """
     found = stored(run)
     for folder in reversed(found):
         try:
-            return _read(folder)
+            check_manifest(folder)
+            return _read(folder, on_disk)
         except FormatError as error:
             say(f"{folder.name}: damaged, the one before is used ({error})")
     if found:
@@ -76,18 +114,43 @@ def read(run: Path, say: Say = lambda text: None) -> State | None:
     return None
 
 
-def read_at(run: Path, images: int) -> State:
-    """The checkpoint after so many images. Raises FormatError where it is damaged."""
-    return _read(run / FOLDER / f"{images:012d}")
+def read_at(run: Path, images: int, *, on_disk: bool = False) -> State:
+    """The checkpoint after so many images. Raises FormatError where it is damaged.
+
+    on_disk: as in `read`; the process that chose this one has compared it with its manifest.
+    """
+    folder = run / FOLDER / f"{images:012d}"
+    if not on_disk:
+        check_manifest(folder)
+    return _read(folder, on_disk)
 
 
-def _read(folder: Path) -> State:
-    check_manifest(folder)
+def fill(tensors: dict[str, Tensor], state: State) -> None:
+    """Give tensors the content that a state has under their names. Raises FormatError or KeyError where it has none.
+
+    They may be pieces (`sharded_state`) where the state is on the disk: then all processes do it at once.
+    """
+    if hasattr(state.tensors, "into"):
+        state.tensors.into(tensors)
+        return
+    for name, t in tensors.items():
+        found = state.tensors[name]
+        if found.shape != t.shape:
+            raise FormatError(f"checkpoint: not of this model ({name}: {tuple(found.shape)}, not {tuple(t.shape)})")
+        t.copy_(found)
+
+
+def _read(folder: Path, on_disk: bool) -> State:
     try:
         facts = json.loads((folder / FACTS).read_text(encoding="utf-8"))
         if facts["format"] != FORMAT:
             raise FormatError(f"{folder}: format {facts['format']}; this version reads {FORMAT}")
-        return State(load_file(folder / TENSORS), facts)
+        if (folder / TENSORS).is_file() and not on_disk:
+            return State(load_file(folder / TENSORS), facts)
+        from .sharded_state import OnDisk  # which takes seconds to import
+
+        found = OnDisk(folder)
+        return State(found if on_disk else found.whole(), facts)
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise FormatError(f"{folder}: not a checkpoint ({error})") from error
 
@@ -101,10 +164,12 @@ def set_aside(run: Path, path: Path) -> Path:
 
 
 def remove_leftovers(run: Path) -> None:
-    """Remove what a killed process left half-written: hidden temporary folders of checkpoints and snapshots."""
+    """Remove what a killed process left half-written: hidden temporary folders and files, not those of others."""
     for parent in (run / FOLDER, run / "snapshots"):
         for path in parent.glob(".*") if parent.is_dir() else ():
             shutil.rmtree(path, ignore_errors=True)
+    for path in (p for name in ("config.json", "*.jsonl", "stopped") for p in run.glob(f".{name}.*")):
+        path.unlink(missing_ok=True)
 
 
 class Pace:

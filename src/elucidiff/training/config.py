@@ -34,12 +34,24 @@ OPTIONAL: dict[str, Any] = {
     "trackers": (),
     "grad_nonfinite": "skip",
     "checkpoint_every": None,
+    "workers": None,
+    "cache": None,
+    "on_bad_data": "raise",
+    "oom": "raise",
+    "parallel": "replicated",
 }
-# Fields that change no bit of a model, or only say how long it is trained: a run may go on with others.
+# Fields that change no bit of a model, or only say how long it is trained: a run may go on with others. `parallel`
+# changes the order of sums, so their last bits, as the number of processes then does: a run may move to more GPUs.
 HARMLESS = (
     "data", "out", "images", "snapshots", "grid_every", "score_every", "scores", "score_num", "trackers",
-    "checkpoint_every",
+    "checkpoint_every", "workers", "cache", "on_bad_data", "oom", "parallel",
 )  # fmt: skip
+CHOICES = {
+    "grad_nonfinite": ("skip", "clean"),
+    "on_bad_data": ("raise", "skip"),
+    "oom": ("raise", "halve"),
+    "parallel": ("replicated", "sharded"),
+}
 TRACKERS = ("wandb", "trackio")  # what can be asked for; `training.trackers` knows how
 
 
@@ -69,6 +81,14 @@ class TrainConfig(Value):
     grad_nonfinite: "skip" leaves out a step in which something is not finite, "clean" does as the paper's training: NaN
     to 0, infinities to +-1e5 in the gradients. checkpoint_every: images between two checkpoints; None: so often that
     it takes below 1 % of the time; 0: never.
+
+    workers: threads that draw the next batches while the network computes; 0: none. None: none on CPUs, up
+    to four for GPUs. They change no bit. cache: where decoded images are kept, see `ed.data.load`.
+    on_bad_data: "skip" leaves unreadable images out, and counts them. oom: "halve" doubles `accumulate` where a batch
+    does not fit into memory, and goes on with the same step.
+
+    parallel: of several processes, "replicated", where each has all weights and any number gives the same bits, or
+    "sharded", where each has a piece of weights, gradients, moments and averages: for a model that does not fit.
 
     What is watched changes no bit of the model. grid_every: images between two sheets of samples; score_every: between
     two measurements of the loss on held-out data. None: at snapshots; a number: then too; 0: never. scores: what else
@@ -113,6 +133,11 @@ class TrainConfig(Value):
     trackers: tuple[str, ...] = ()
     grad_nonfinite: str = "skip"
     checkpoint_every: int | None = None
+    workers: int | None = None
+    cache: str | None = None
+    on_bad_data: str = "raise"
+    oom: str = "raise"
+    parallel: str = "replicated"
 
     def validate(self) -> None:
         """Raise ValueError where a number is out of its range."""
@@ -134,8 +159,12 @@ class TrainConfig(Value):
         require(0 <= self.label_dropout <= 1, f"label_dropout: got {self.label_dropout}; expected a number in [0, 1]")
         require(self.seed >= 0, f"seed: got {self.seed}; expected an integer of at least 0")
         require(self.sigma_data is None or self.sigma_data > 0, f"sigma_data: got {self.sigma_data}; expected above 0")
-        wanted = ("skip", "clean")
-        require(self.grad_nonfinite in wanted, unknown("grad_nonfinite", self.grad_nonfinite, wanted))
+        for name, wanted in CHOICES.items():
+            require(getattr(self, name) in wanted, unknown(name, getattr(self, name), wanted))
+        if self.parallel == "sharded":
+            require(not self.compile, "compile: does not work with parallel=sharded; leave one of the two out")
+            require(self.oom == "raise", "oom: halve does not work with parallel=sharded; set a higher accumulate")
+        require(self.workers is None or self.workers >= 0, f"workers: got {self.workers}; expected threads, 0 or none")
         every = self.checkpoint_every
         require(every is None or every >= 0, f"checkpoint_every: got {every}; expected images, 0 (never) or none")
         self._check_watched()

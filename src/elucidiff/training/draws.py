@@ -19,12 +19,14 @@ class Draws(NamedTuple):
 
     augment: the parameters of the augmentation, to be applied to y on the device; None without any.
     condition: what the data pair y with, (B, K, *); None for data without.
+    replaced: whether a sample stands in the place of one that cannot be read (B,).
     """
 
     y: Tensor
     labels: Tensor | None
     sigma: Tensor
     n: Tensor
+    replaced: Tensor
     augment: dict[str, Tensor] | None = None
     condition: Tensor | None = None
 
@@ -34,17 +36,20 @@ class Order:
 
     def __init__(self, size: int, seed: int) -> None:
         self.size, self.seed = size, seed
-        self._epoch, self._permutation = -1, np.empty(0, dtype=np.int64)
+        self._recent: dict[int, np.ndarray] = {}  # two epochs; replaced whole, since threads may ask at once
 
     def at(self, first: int, count: int) -> np.ndarray:
         """The sample indices at positions first .. first + count - 1, without visiting those before."""
-        positions = np.arange(first, first + count)
-        return np.array([self._in_epoch(int(p) // self.size)[int(p) % self.size] for p in positions])
+        epochs, places = np.divmod(np.arange(first, first + count), self.size)
+        found = [self._in_epoch(int(epoch))[places[epochs == epoch]] for epoch in np.unique(epochs)]
+        return np.concatenate([np.empty(0, np.int64), *found])
 
     def _in_epoch(self, epoch: int) -> np.ndarray:
-        if epoch != self._epoch:
-            self._epoch, self._permutation = epoch, permutation(self.size, self.seed, epoch)
-        return self._permutation
+        recent = self._recent
+        if epoch not in recent:
+            recent = dict([*recent.items()][-1:]) | {epoch: permutation(self.size, self.seed, epoch)}
+            self._recent = recent
+        return recent[epoch]
 
 
 def draw(
@@ -67,7 +72,7 @@ def draw(
     """
     seed, rows = order.seed, range(batch) if rows is None else rows
     chosen = order.at(step * batch + rows.start, len(rows))
-    y, labels = data.batch(chosen)
+    read, y, labels = data.batch_read(chosen)
     if labels is not None and label_dropout > 0:
         kept = keyed_uniform(seed, Stream.LABEL, step, rows) >= label_dropout
         labels = labels * kept[:, None]
@@ -77,7 +82,8 @@ def draw(
     sigma = noise.quantile(u)
     n = keyed_normal(seed, Stream.NOISE, step, rows, y.shape[1:])
     parameters = augment.draw(seed, step, rows) if augment else None
-    return Draws(y, labels, sigma, n, parameters, data.conditions(chosen))
+    replaced = torch.from_numpy(read != chosen)
+    return Draws(y, labels, sigma, n, replaced, parameters, data.conditions(read))
 
 
 def rows_of_part(part: int, count: int, batch: int) -> range:

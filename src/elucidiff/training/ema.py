@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, ClassVar
+from contextlib import AbstractContextManager, nullcontext
+from typing import TYPE_CHECKING, ClassVar, cast
 
 import torch
 from torch import Tensor, nn
 
 from ..component import Component, require
+from ..denoiser import Preconditioned
 from .profiles import gamma_of
 
 if TYPE_CHECKING:
@@ -122,12 +124,30 @@ class EMA:
     """A module that follows another: theta_ema = beta theta_ema + (1 - beta) theta; buffers are copied."""
 
     def __init__(self, module: nn.Module) -> None:
-        self.module = copy.deepcopy(module).eval().requires_grad_(False)
+        self._module = copy.deepcopy(module).eval().requires_grad_(False)
         self._pairs: tuple[list[Tensor], list[Tensor]] = (
-            [p.data for p in self.module.parameters()],
+            [p.data for p in self._module.parameters()],
             [p.data for p in module.parameters()],
         )
-        self._buffers = list(zip(self.module.buffers(), module.buffers(), strict=True))
+        self._buffers = list(zip(self._module.buffers(), module.buffers(), strict=True))
+
+    @property
+    def module(self) -> nn.Module:
+        """The averaged module, where it computes."""
+        return self._module
+
+    @property
+    def whole(self) -> nn.Module:
+        """The averaged module, on any device."""
+        return self.module
+
+    def together(self) -> AbstractContextManager[None]:
+        """Within it `module` is there on the first rank, which of `sharded.ShardedEMA` it is not always."""
+        return nullcontext()
+
+    def state(self) -> dict[str, Tensor]:
+        """The averaged network's tensors by name, of a module that is Preconditioned."""
+        return cast("Preconditioned", self.module).network.state_dict()
 
     @torch.no_grad()
     def update(self, beta: float) -> None:

@@ -50,9 +50,13 @@ class Grids(Watcher):
 
     def step(self, trainer: Trainer, step: Step, seconds: float) -> None:
         """Draw when it is time."""
-        every = trainer.config.grid_every
-        if every and step.images - self.drawn >= every:
+        if self.needs_model(trainer, step):
             self.draw(trainer)
+
+    def needs_model(self, trainer: Trainer, step: Step) -> bool:
+        """When it is time."""
+        every = trainer.config.grid_every
+        return bool(every) and step.images - self.drawn >= (every or 0)
 
     def snapshot(self, trainer: Trainer, folder: Path, seconds: float) -> None:
         """Draw what the snapshot would."""

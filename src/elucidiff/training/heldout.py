@@ -55,9 +55,14 @@ class HeldOut(JsonLines):
 
     def step(self, trainer: Trainer, step: Step, seconds: float) -> None:
         """Measure when it is time, unless a snapshot follows."""
-        every = trainer.config.score_every
-        if every and step.images - self.scored >= every and trainer.step < trainer.config.steps:
+        if self.needs_model(trainer, step):
             self.measure(trainer, seconds, None)
+
+    def needs_model(self, trainer: Trainer, step: Step) -> bool:
+        """When it is time, unless a snapshot follows."""
+        every = trainer.config.score_every
+        due = bool(every) and step.images - self.scored >= (every or 0)
+        return due and trainer.step < trainer.config.steps
 
     def snapshot(self, trainer: Trainer, folder: Path, seconds: float) -> None:
         """Measure the snapshot."""

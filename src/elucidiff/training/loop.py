@@ -12,24 +12,27 @@ from pathlib import Path
 from typing import cast
 
 from .. import data as datasets
-from ..data import Dataset
+from ..data import Dataset, Mapped
 from ..denoiser import Preconditioned
-from ..files import refuse_existing
+from ..files import refuse_existing, write_atomically
 from ..models import save
-from ..progress import bar
-from .checkpoint import Pace, remove_leftovers, set_aside, write
+from ..progress import Report, bar
+from .checkpoint import Pace, remove_leftovers, saying_what_is_full, set_aside
 from .config import TrainConfig
 from .grids import Grids
 from .heldout import HeldOut
 from .interruption import Interruption, TrainingStopped, locked
 from .levels import LossBySigma
-from .ranks import together
+from .prefetch import prefetched
+from .ranks import Ranks, together
 from .resume import agreed, check_same, clear_the_way, restore, restore_watchers, whole_state
+from .rounds import due, model_for, save_state, takes_part
 from .trackers import Trackers
 from .trainer import Trainer
 from .watch import Bar, MetricsLog, Watcher
 
 CONFIG = "config.json"
+STOPPED = "stopped"  # a file of a run that was asked to stop and is to go on; a job's script looks for it
 
 
 def train(
@@ -65,31 +68,52 @@ def train(
         ValueError: where configuration or data are not those of the run that is there.
         NoGoodCheckpoint: where all its checkpoints are damaged.
         RuntimeError: where another process trains in this folder.
-        TrainingStopped: after a signal or the time limit.
+        TrainingStopped: after a signal or the time limit; a file RUN/stopped says so until the run goes on.
         TrainingError: where nothing is finite any more; the last checkpoint is intact.
+        OutOfMemory: where a step does not fit into memory; the message says what to change.
+        FormatError: for a file of the data that cannot be read, by name.
         MissingExtraError: for a tracker that is absent.
     """
+    with together(config.device) as (ranks, device):
+        return _train(config, ranks, device, data, progress, watchers, resume, allow_changes, time_limit)
+
+
+def _train(
+    config: TrainConfig,
+    ranks: Ranks,
+    device: str,
+    data: Dataset | None,
+    progress: bool,
+    watchers: Sequence[Watcher],
+    resume: bool,
+    allow_changes: bool,
+    time_limit: float | None,
+) -> Path:
+    """`train`, of one of the ranks. When it returns nothing of the process group is left but the group itself."""
     with ExitStack() as stack:
-        ranks, device = stack.enter_context(together(config.device))
         first = ranks.first
         run, say = Path(config.out), _sayer(progress and first)
         trackers = Trackers(config)
         with bar("reading data", progress and first) as report:
-            dataset = data if data is not None else datasets.load(config.data, report)
+            dataset = _read(config, data, report)
         heldout = None
         if config.heldout:
             dataset, heldout = dataset.split(config.heldout)
         if first:
             _check_place(run, config, resume, allow_changes)
+        if isinstance(dataset, Mapped):
+            say(dataset.told())
         trainer = Trainer.start(config.replace(device=device), dataset, ranks)
         if first:
             run.mkdir(parents=True, exist_ok=True)
             stack.enter_context(locked(run))
-        found = agreed(run, ranks, device, say)
+            stack.enter_context(saying_what_is_full(run))
+        found = agreed(run, ranks, device, say, sharded=trainer.weights.sharded)
         seconds = restore(trainer, found)
         everyone: list[Watcher] = []
         if first:
             config.save(run / CONFIG)
+            (run / STOPPED).unlink(missing_ok=True)
             remove_leftovers(run)
             clear_the_way(run, found, say)
             report = stack.enter_context(bar("training", progress))
@@ -101,8 +125,15 @@ def train(
             restore_watchers(found, everyone)
             say(f"going on after {trainer.images_seen:,} images")
         stop = stack.enter_context(Interruption(time_limit).listening())
+        stack.enter_context(prefetched(trainer))
         _steps(trainer, run, everyone, stop, seconds)
     return run
+
+
+def _read(config: TrainConfig, data: Dataset | None, report: Report) -> Dataset:
+    if data is None:
+        return datasets.load(config.data, report, cache=config.cache, on_bad_data=config.on_bad_data)
+    return data.skipping() if config.on_bad_data == "skip" else data
 
 
 def _check_place(run: Path, config: TrainConfig, resume: bool, allow_changes: bool) -> None:
@@ -122,22 +153,23 @@ def _steps(trainer: Trainer, run: Path, watchers: Sequence[Watcher], stop: Inter
     while trainer.step < config.steps:
         step = trainer.train_step()
         seconds = before + time.perf_counter() - started
-        for watcher in watchers:
-            watcher.step(trainer, step, seconds)
-        if ranks.first and _snapshot_due(trainer.step, config):
-            folder = _save_snapshot(trainer, run, seconds)
+        with model_for(watchers, trainer, step):
             for watcher in watchers:
-                watcher.snapshot(trainer, folder, seconds)
+                watcher.step(trainer, step, seconds)
+        if takes_part(trainer) and _snapshot_due(trainer.step, config):
+            _save_snapshot(trainer, run, watchers, seconds)
         last = trainer.step == config.steps
         ends = not last and ranks.highest(bool(stop.asked()), config.device)  # where one is asked to, all stop
-        if ranks.first and config.checkpoint_every != 0 and (last or ends or pace.due(step.images)):
+        if config.checkpoint_every != 0 and (last or ends or due(pace, trainer)) and takes_part(trainer):
             began = time.perf_counter()
-            write(run, step.images, whole_state(trainer, watchers, seconds))
+            save_state(run, trainer, whole_state(trainer, watchers, seconds))
             pace.wrote(step.images, time.perf_counter() - began)
         if ends:
             kept = "nothing was saved" if config.checkpoint_every == 0 else "the state is saved; resume goes on"
-            reason = stop.reason or "another rank"
-            raise TrainingStopped(f"{run}: stopped by {reason} after {step.images:,} images; {kept}")
+            message = f"stopped by {stop.reason or 'another rank'} after {step.images:,} images; {kept}"
+            if ranks.first:
+                write_atomically(run / STOPPED, f"{message}\n".encode())
+            raise TrainingStopped(f"{run}: {message}")
 
 
 def _sayer(progress: bool) -> Callable[[str], None]:
@@ -167,17 +199,24 @@ def _snapshot_name(steps: int, config: TrainConfig) -> str:
     return f"{steps * config.batch // 1000:06d}"
 
 
-def _save_snapshot(trainer: Trainer, run: Path, seconds: float) -> Path:
-    """snapshots/NNNNNN, the first average; snapshots/NNNNNN-0.100 and so on the others, which are written before it."""
+def _save_snapshot(trainer: Trainer, run: Path, watchers: Sequence[Watcher], seconds: float) -> None:
+    """snapshots/NNNNNN, the first average; snapshots/NNNNNN-0.100 and so on the others, which are written before it.
+
+    Then the watchers see it. The first rank writes; of sharded weights the others send their pieces.
+    """
     home, name = run / "snapshots", _snapshot_name(trainer.step, trainer.config)
     for averaging, ema in reversed(trainer.averages):
-        folder = home / (name if ema is trainer.ema else f"{name}-{averaging.name}")
-        if folder.exists() and not _same_snapshot(folder, trainer):
-            set_aside(run, folder)
-        if not folder.exists():
-            info = trainer.info(seconds, averaging)
-            save(cast("Preconditioned", ema.module), folder, design=trainer.design, info=info)
-    return home / name
+        with ema.together():
+            if not trainer.ranks.first:
+                continue
+            folder = home / (name if ema is trainer.ema else f"{name}-{averaging.name}")
+            if folder.exists() and not _same_snapshot(folder, trainer):
+                set_aside(run, folder)
+            if not folder.exists():
+                info = trainer.info(seconds, averaging)
+                save(cast("Preconditioned", ema.whole), folder, design=trainer.design, info=info)
+            for watcher in watchers if ema is trainer.ema else ():
+                watcher.snapshot(trainer, folder, seconds)
 
 
 def _same_snapshot(folder: Path, trainer: Trainer) -> bool:

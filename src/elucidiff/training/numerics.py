@@ -52,9 +52,14 @@ def gradient_norm(parameters: list[nn.Parameter], clip: float | None) -> Tensor:
     """The norm of all gradients; above `clip` they are scaled to it. () on their device."""
     gradients = [p.grad for p in parameters if p.grad is not None]
     norm = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(gradients)))
-    if clip is not None:
-        torch._foreach_mul_(gradients, (clip / (norm + 1e-6)).clamp(max=1))
+    scale_down(gradients, norm, clip)
     return norm
+
+
+def scale_down(gradients: list[Tensor], norm: Tensor, clip: float | None) -> None:
+    """Scale gradients, in place, to the norm `clip` where theirs is above it, and finite: else one would spoil all."""
+    if clip is not None:
+        torch._foreach_mul_(gradients, torch.where(norm.isfinite(), (clip / (norm + 1e-6)).clamp(max=1), 1.0))
 
 
 def clean_gradients(parameters: list[nn.Parameter]) -> None:

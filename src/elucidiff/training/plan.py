@@ -22,6 +22,7 @@ from ..networks import Network
 from ..progress import Report, silent
 from .config import TrainConfig
 from .ema import HalfLife
+from .prefetch import prefetched
 from .trainer import Trainer
 
 PATIENCE = 120.0  # seconds after which a probe makes no further step, from two on
@@ -114,7 +115,8 @@ def plan(config: TrainConfig, dataset: Dataset, probe_steps: int = 20, *, report
     with warnings.catch_warnings(record=True) as raised:
         warnings.simplefilter("always")
         trainer = Trainer.start(config, dataset)
-    times = _timed(trainer, probe_steps, report)
+    with prefetched(trainer):
+        times = _timed(trainer, probe_steps, report)
     step = statistics.median(times[len(times) // 4 :]) if times else None
     memory = _memory(trainer, probed=bool(times))
     snapshots = _snapshots(config)

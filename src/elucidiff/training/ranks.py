@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import gc
 import os
+import sys
+import traceback
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import timedelta
 from importlib import import_module
@@ -13,6 +16,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+PIECES = "torch.distributed.tensor"  # imported where weights are sharded
 PATIENCE = timedelta(minutes=10)  # for a rank that is slow; one that died is noticed at once
 
 
@@ -43,6 +47,12 @@ class Ranks:
         counts = [int(n) for n in self.gathered(torch.tensor([len(t)], device=t.device))]
         padded = torch.cat([t, t.new_zeros(max(counts) - len(t), *t.shape[1:])])
         return torch.cat([rows[:n] for rows, n in zip(self.gathered(padded), counts, strict=True)])
+
+    def text_of_first(self, text: str, device: str = "cpu") -> str:
+        """The text that the first rank has, such as a path, of at most 4,096 bytes."""
+        raw = text.encode()[:4096].ljust(4096, b"\0")
+        found = self.gathered(torch.tensor(list(raw), dtype=torch.uint8, device=device))[0]
+        return bytes(found.tolist()).rstrip(b"\0").decode()
 
     def of_first(self, value: int, device: str = "cpu") -> int:
         """The number that the first rank has."""
@@ -86,8 +96,27 @@ def together(device: str) -> Iterator[tuple[Ranks, str]]:
     )
     try:
         yield Ranks(dist.get_rank(), dist.get_world_size()), device
+    except BaseException as error:
+        if PIECES in sys.modules:
+            traceback.clear_frames(error.__traceback__)  # weights in their variables would keep the group alive
+        raise
     finally:
+        if PIECES in sys.modules:
+            _forget_pieces()
         dist.destroy_process_group()
+
+
+def _forget_pieces() -> None:
+    """Empty the caches of torch in which sharded tensors leave the group that they belong to, and with it its threads.
+
+    These functions are not public: where another torch has others, the caches stay.
+    """
+    caches = {"debug": "_clear_sharding_prop_cache", "_redistribute": "clear_redistribute_planner_cache"}
+    gc.collect()
+    for module, clear in caches.items():
+        with suppress(ImportError, AttributeError):
+            getattr(import_module(f"{PIECES}.{module}"), clear)()
+    gc.collect()
 
 
 def _attempt() -> str:

@@ -7,16 +7,17 @@ from pathlib import Path
 
 from .checkpoint import Say, State, read, read_at, set_aside, stored
 from .config import TrainConfig
+from .errors import TrainingError
 from .ranks import Ranks
 from .trainer import Trainer
 from .watch import Watcher
 
 
-def agreed(run: Path, ranks: Ranks, device: str, say: Say) -> State | None:
-    """The checkpoint that the first rank chooses, for all of them; None to begin."""
-    found = read(run, say) if ranks.first else None
+def agreed(run: Path, ranks: Ranks, device: str, say: Say, *, sharded: bool = False) -> State | None:
+    """The checkpoint that the first rank chooses, for all of them; None to begin. sharded: its tensors stay on disk."""
+    found = read(run, say, on_disk=sharded) if ranks.first else None
     images = ranks.of_first(-1 if found is None else int(found.facts["images"]), device)
-    return read_at(run, images) if found is None and images >= 0 else found
+    return read_at(run, images, on_disk=sharded) if found is None and images >= 0 else found
 
 
 def clear_the_way(run: Path, found: State | None, say: Say) -> None:
@@ -32,8 +33,17 @@ def clear_the_way(run: Path, found: State | None, say: Say) -> None:
 
 
 def whole_state(trainer: Trainer, watchers: Sequence[Watcher], seconds: float) -> State:
-    """The state of the trainer, and of the watchers by their class."""
+    """The state of the trainer, and of the watchers by their class, which the first rank alone has.
+
+    Raises TrainingError where a weight, an average or a moment is not finite: no step would heal it, and saved it would
+    take the place of a good checkpoint.
+    """
     own = trainer.state()
+    bad = trainer.weights.first_bad(list(own.tensors.values()), list(own.tensors))
+    if bad is not None:
+        raise TrainingError(f"step {trainer.step}: {bad} is not finite; the checkpoints written before are intact")
+    if not trainer.ranks.first:
+        return own
     tensors, facts = dict(own.tensors), dict(own.facts)
     seen = {type(watcher).__name__: watcher.state() for watcher in watchers}
     for name, state in seen.items():
@@ -48,7 +58,7 @@ def restore_watchers(state: State, watchers: Sequence[Watcher]) -> None:
         name = type(watcher).__name__
         facts, prefix = state.facts["watch"].get(name), f"watch.{name}."
         if facts:
-            own = {key.removeprefix(prefix): t for key, t in state.tensors.items() if key.startswith(prefix)}
+            own = {key.removeprefix(prefix): state.tensors[key] for key in state.tensors if key.startswith(prefix)}
             watcher.restore(State(own, facts))
 
 

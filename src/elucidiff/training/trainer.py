@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, NamedTuple, cast
 
 import torch
@@ -20,20 +20,20 @@ from ..models import load
 from ..networks import Network, Uncertainty, for_shape, normalize_weights
 from ..objective import Learned, loss_at, with_uncertainty
 from ..seeds import Stream, torch_seeded
-from .checkpoint import State
+from .checkpoint import State, fill
 from .config import TrainConfig
-from .draws import Draws, Order, draw, rows_of_part
+from .draws import Draws, Order
 from .ema import EMA, Averaging
-from .numerics import clean_gradients, gradient_norm, laid_out, lay_out, network_precision, scaler_of
-from .ranks import ALONE, Ranks, summed
+from .errors import TrainingError
+from .memory import explained, halving, resumed
+from .numerics import clean_gradients, laid_out, network_precision, scaler_of
+from .prefetch import Ahead, drawn
+from .ranks import ALONE, Ranks
+from .weights import Weights, weights_for
 
 TOLERATED = 10  # steps in a row that may change nothing
 MOMENTS = ("exp_avg", "exp_avg_sq")  # of Adam
 ORIGIN = ("license", "imported")  # what is known of foreign weights, and stays true of what is made of them
-
-
-class TrainingError(RuntimeError):
-    """Training cannot go on; the message says at which step and why. Snapshots written before are intact."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -41,7 +41,8 @@ class Step:
     """What a step saw. losses: lambda ||D - y||^2 of its samples (B,), at levels sigma (B,) float64, on the CPU.
 
     images: seen after it. loss: the mean of what was minimised. grad_norm: of all gradients, before clipping.
-    skipped: why the step changed nothing, None as a rule.
+    skipped: why the step changed nothing, None as a rule. replaced: samples that others, of unreadable files, gave
+    their place to.
     """
 
     images: int
@@ -51,10 +52,14 @@ class Step:
     grad_norm: float
     lr: float
     skipped: str | None = None
+    replaced: int = 0
 
 
 class Seen(NamedTuple):
-    """What the samples of a batch showed: sigma, what was minimised, lambda ||D - y||^2, whether y was finite; (B,)."""
+    """What the samples of a batch showed: sigma, what was minimised, lambda ||D - y||^2, how good y was; (B,).
+
+    good: 0 for a y that is not finite, 2 for one in the place of a file that cannot be read, else 1.
+    """
 
     sigma: Tensor
     minimised: Tensor
@@ -68,6 +73,7 @@ class Trainer:
 
     uncertainty: u(c_noise) of a learned weighting, trained beside the model and needed by nothing afterwards.
     skipped: how many steps in a row changed nothing, since something in them was not finite.
+    ahead: what draws the next parts meanwhile, if anything. asked: the `accumulate` that it was started with.
     """
 
     config: TrainConfig
@@ -78,11 +84,13 @@ class Trainer:
     optimizer: torch.optim.Optimizer
     order: Order
     scaler: torch.amp.GradScaler
+    weights: Weights
     uncertainty: nn.Module | None = None
     step: int = 0
-    parameters: list[nn.Parameter] = field(default_factory=list)
     skipped: int = 0
     ranks: Ranks = ALONE
+    ahead: Ahead | None = None
+    asked: int = 1
 
     @classmethod
     def start(cls, config: TrainConfig, dataset: Dataset, ranks: Ranks = ALONE) -> Trainer:
@@ -99,20 +107,22 @@ class Trainer:
             design, model = _initialised(config, dataset) if config.init else _new(config, dataset)
             uncertainty = _uncertainty(design, model.network)
         _check_pairs(config, model.conditioning, dataset)
-        model.to(config.device).train().requires_grad_(True)  # a loaded one is frozen
-        lay_out(model, config.channels_last)
-        averages = [(averaging, EMA(model)) for averaging in config.averages]
-        parameters = list(model.parameters())
-        if uncertainty is not None and uncertainty is not getattr(model.network, "uncertainty", None):
-            parameters += uncertainty.to(config.device).parameters()
+        model.train().requires_grad_(True)  # a loaded one is frozen
+        weights = weights_for(model, uncertainty, config, ranks)
+        averages = [(averaging, weights.average()) for averaging in config.averages]
         if config.compile:
             model.network.compile()  # after the averages were made: they run eagerly
         betas = (config.beta1, config.beta2)
-        optimizer = torch.optim.Adam(parameters, lr=config.lr, betas=betas, eps=config.adam_eps, foreach=True)
+        optimizer = torch.optim.Adam(weights.parameters, lr=config.lr, betas=betas, eps=config.adam_eps, foreach=True)
         scaler = scaler_of(config.precision, config.device)
         order = Order(len(dataset), config.seed)
-        state = (averages, optimizer, order, scaler, uncertainty)
-        return cls(config, design, dataset, model, *state, parameters=parameters, ranks=ranks)
+        state = (averages, optimizer, order, scaler, weights, uncertainty)
+        return cls(config, design, dataset, model, *state, ranks=ranks, asked=config.accumulate)
+
+    @property
+    def parameters(self) -> list[nn.Parameter]:
+        """What the optimiser changes: of sharded weights the pieces that this process has."""
+        return self.weights.parameters
 
     @property
     def ema(self) -> EMA:
@@ -129,6 +139,7 @@ class Trainer:
         """How many images training has used so far, repeats included."""
         return self.step * self.config.batch
 
+    @explained
     def train_step(self) -> Step:
         """One step of Adam on one batch.
 
@@ -144,39 +155,26 @@ class Trainer:
         normalize_weights(self.model.network)  # of magnitude-preserving networks; the forward pass never changes them
         if self.uncertainty is not None:
             normalize_weights(self.uncertainty)
-        seen: list[Seen] = []
-        total = summed((self._gradients(part, seen) for part in self.ranks.share(config.accumulate)), self.ranks)
-        for p, gradient in zip([p for p in self.parameters if p.grad is not None], total, strict=True):
-            p.grad = gradient
+        _, seen = halving(self, self.weights.collect)
         joined = Seen(*(self.ranks.joined(torch.cat(column)) for column in zip(*seen, strict=True)))
         reason = self._not_finite(joined)
         norm, reason = (torch.tensor(math.nan), reason) if reason else self._update()
         self._count(reason)
         self.step += 1
         lr, loss = config.lr_at(self.images_seen), joined.minimised.mean().item()
-        return Step(self.images_seen, loss, joined.sigma.cpu(), joined.plain.cpu(), norm.item(), lr, reason)
+        replaced = int((joined.good == 2).sum()) if config.on_bad_data == "skip" else 0
+        return Step(self.images_seen, loss, joined.sigma.cpu(), joined.plain.cpu(), norm.item(), lr, reason, replaced)
 
-    def _gradients(self, part: int, seen: list[Seen]) -> list[Tensor]:
-        """The gradients of one of the `accumulate` parts of the batch; what it saw is added to the list."""
+    def _gradients(self, part: int, seen: list[Seen]) -> int:
+        """Leave the gradients of one of the `accumulate` parts of the batch; what it saw is added to the list."""
         config = self.config
-        drawn = draw(
-            self.dataset,
-            self.order,
-            self.design.objective.noise,
-            self.step,
-            config.batch,
-            rows=rows_of_part(part, config.accumulate, config.batch),
-            label_dropout=config.label_dropout,
-            augment=config.augment,
-            stratified=config.stratified,
-        )
-        self.optimizer.zero_grad(set_to_none=True)
+        batch = drawn(self, part)
         with torch_seeded(config.seed, Stream.NETWORK, self.step, part):  # dropout
-            loss, plain = self._losses(drawn)
+            loss, plain = self._losses(batch)
             self.scaler.scale(loss.sum() / config.batch).backward()
-        good = drawn.y.flatten(1).isfinite().all(1)
-        seen.append(Seen(*(t.detach().to(config.device) for t in (drawn.sigma, loss, plain, good.to(torch.uint8)))))
-        return [p.grad for p in self.parameters if p.grad is not None]
+        good = batch.y.flatten(1).isfinite().all(1).to(torch.uint8) * (1 + batch.replaced.to(torch.uint8))
+        seen.append(Seen(*(t.detach().to(config.device) for t in (batch.sigma, loss, plain, good))))
+        return part
 
     def _losses(self, drawn: Draws) -> tuple[Tensor, Tensor]:
         """What is minimised and lambda ||D - y||^2, each (B,); without a learned uncertainty they are one."""
@@ -199,12 +197,14 @@ class Trainer:
     def _update(self) -> tuple[Tensor, str | None]:
         """Clip, step, average; the norm of the gradients, and why nothing was done instead."""
         config, images = self.config, self.images_seen + self.config.batch
+        if self.scaler.is_enabled():
+            self.weights.share_overflow()
         self.scaler.unscale_(self.optimizer)
         if config.grad_nonfinite == "clean":
             clean_gradients(self.parameters)
-        norm = gradient_norm(self.parameters, config.clip)
+        norm = self.weights.norm(config.clip)
         if not norm.isfinite() and not self.scaler.is_enabled():  # the scaler expects overflows, and skips them itself
-            return norm, f"the gradient of {self._first_bad_gradient()} is not finite"
+            return norm, f"the gradient of {self.weights.first_bad([p.grad for p in self.parameters])} is not finite"
         for group in self.optimizer.param_groups:
             group["lr"] = config.lr_at(images)
         self.scaler.step(self.optimizer)
@@ -222,14 +222,8 @@ class Trainer:
         at = f"the loss is {loss[bad].item()} at sigma = {seen.sigma[bad].item():.4g}"
         if not seen.good[bad]:
             return f"{at}; its sample is not finite"
-        weights = (name for name, p in self.model.named_parameters() if not p.isfinite().all())
-        name = next(weights, None)
+        name = self.weights.first_bad(self.parameters)
         return f"{at}; lower lr" if name is None else f"{at}; the weight {name} is not finite"
-
-    def _first_bad_gradient(self) -> str:
-        named = self.model.named_parameters()
-        bad = (name for name, p in named if p.grad is not None and not p.grad.isfinite().all())
-        return next(bad, "the uncertainty")
 
     def _count(self, reason: str | None) -> None:
         self.skipped = self.skipped + 1 if reason else 0
@@ -240,34 +234,31 @@ class Trainer:
         """Everything that the following steps depend on, beside configuration and data."""
         tensors = {f"model.{name}": t for name, t in self.model.network.state_dict().items()}
         for i, (_, ema) in enumerate(self.averages):
-            network = cast("Preconditioned", ema.module).network
-            tensors |= {f"average{i}.{name}": t for name, t in network.state_dict().items()}
-        if self.uncertainty is not None:
+            tensors |= {f"average{i}.{name}": t for name, t in ema.state().items()}
+        if self.uncertainty is not None and self.uncertainty not in self.model.network.children():
             tensors |= {f"uncertainty.{name}": t for name, t in self.uncertainty.state_dict().items()}
         moments = {i: self.optimizer.state[p] for i, p in enumerate(self.parameters) if p in self.optimizer.state}
         for i, adam in moments.items():
-            tensors |= {f"adam{i}.{name}": adam[name] for name in MOMENTS}
+            tensors |= {f"adam{i}.{name}": self.weights.stored(i, adam[name]) for name in MOMENTS}
         steps = {str(i): float(adam["step"]) for i, adam in moments.items()}
         facts = {"step": self.step, "skipped": self.skipped, "adam": steps, "scaler": self.scaler.state_dict()}
+        facts["accumulate"] = self.config.accumulate
         return State(tensors, facts)
 
     @torch.no_grad()
     def restore(self, state: State) -> None:
         """Take on a state that `state` gave. Raises FormatError where it is that of another model."""
         try:
-            self.model.network.load_state_dict(_part(state, "model"))
-            for i, (_, ema) in enumerate(self.averages):
-                cast("Preconditioned", ema.module).network.load_state_dict(_part(state, f"average{i}"))
-            if self.uncertainty is not None:
-                self.uncertainty.load_state_dict(_part(state, "uncertainty"))
             for i, steps in state.facts["adam"].items():
                 p = self.parameters[int(i)]
-                moments = {name: torch.empty_like(p).copy_(state.tensors[f"adam{i}.{name}"]) for name in MOMENTS}
+                moments = {name: torch.zeros_like(p) for name in MOMENTS}
                 self.optimizer.state[p] = {"step": torch.tensor(steps), **moments}
+            fill(dict(self.state().tensors), state)
         except (RuntimeError, KeyError, IndexError) as error:
             raise FormatError(f"checkpoint: not of this model ({error})") from error
         self.scaler.load_state_dict(state.facts["scaler"])
         self.step, self.skipped = state.facts["step"], state.facts["skipped"]
+        self.config = resumed(self.config, state.facts.get("accumulate", 0))
 
     def info(self, seconds: float, averaging: Averaging | None = None) -> dict[str, Any]:
         """What model.json records about training and data; of the average only where `ema` asked for it."""
@@ -381,8 +372,3 @@ def _uncertainty(design: Design, network: nn.Module) -> nn.Module | None:
         return None
     own = getattr(network, "uncertainty", None)
     return own if own is not None else Uncertainty(weighting.channels)
-
-
-def _part(state: State, prefix: str) -> dict[str, Tensor]:
-    """The tensors whose names begin so, without the prefix."""
-    return {name.removeprefix(f"{prefix}."): t for name, t in state.tensors.items() if name.startswith(f"{prefix}.")}

@@ -36,6 +36,10 @@ class Watcher:
     def step(self, trainer: Trainer, step: Step, seconds: float) -> None:
         """After each step, `seconds` after the start."""
 
+    def needs_model(self, trainer: Trainer, step: Step) -> bool:
+        """Whether `step` will use `trainer.ema.module`, which sharded training has to put together for it."""
+        return False
+
     def snapshot(self, trainer: Trainer, folder: Path, seconds: float) -> None:
         """After each snapshot: the model directory of the first average, which `trainer.ema` holds at that moment."""
 
@@ -97,7 +101,7 @@ class StepLines(JsonLines):
         """The steps since the last line."""
         if not self.steps:
             return State({}, {})
-        numbers = [[s.images, s.loss, s.grad_norm, s.lr] for s in self.steps]
+        numbers = [[s.images, s.loss, s.grad_norm, s.lr, s.replaced] for s in self.steps]
         tensors = {
             "numbers": torch.tensor(numbers, dtype=torch.float64),
             "sigma": torch.stack([s.sigma for s in self.steps]),
@@ -111,8 +115,8 @@ class StepLines(JsonLines):
             return
         rows = zip(*(state.tensors[name] for name in ("numbers", "sigma", "losses")), strict=True)
         for (numbers, sigma, losses), reason in zip(rows, state.facts["skipped"], strict=True):
-            images, loss, grad_norm, lr = numbers.tolist()
-            self.steps.append(Step(int(images), loss, sigma, losses, grad_norm, lr, reason))
+            images, loss, grad_norm, lr, *replaced = numbers.tolist()  # the last came later
+            self.steps.append(Step(int(images), loss, sigma, losses, grad_norm, lr, reason, int(sum(replaced))))
 
     def line(self, trainer: Trainer, steps: Sequence[Step], seconds: float) -> None:
         """Write the line of these steps."""
@@ -124,7 +128,8 @@ class MetricsLog(StepLines):
 
     images, loss (of what is minimised), seconds, lr (of the last step), grad_norm (of steps that did not overflow, as
     float16 may; null when all did), images_per_second (since the last line, all included); on GPUs memory_peak, in
-    bytes.
+    bytes. Where there are any: left_out and replaced, samples that cannot be read, of the data and in these steps;
+    accumulate, once it is not that of the configuration.
     """
 
     file = "metrics.jsonl"
@@ -148,9 +153,18 @@ class MetricsLog(StepLines):
         if device.type == "cuda":
             line["memory_peak"] = torch.cuda.max_memory_allocated(device)
         self.before = seconds
+        line |= _unusual(trainer, steps)
         if reasons := [s.skipped for s in steps if s.skipped]:
             line |= {"skipped": len(reasons), "reason": reasons[0]}
         self.write(line, {name: value for name, value in line.items() if name not in UNTOLD})
+
+
+def _unusual(trainer: Trainer, steps: Sequence[Step]) -> dict[str, int]:
+    """What is worth a number only where it is not as a rule."""
+    replaced, accumulate = sum(s.replaced for s in steps), trainer.config.accumulate
+    found = {"left_out": trainer.dataset.left_out, "replaced": replaced}
+    changed = {"accumulate": accumulate} if accumulate != trainer.asked else {}
+    return {name: count for name, count in found.items() if count} | changed
 
 
 def lines_until(path: Path, images: int) -> list[str]:

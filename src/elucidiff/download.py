@@ -10,16 +10,25 @@ import shutil
 import ssl
 import urllib.error
 import urllib.request
+from collections.abc import Callable
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
-from .._version import __version__
-from ..errors import FormatError
-from .archives import Progress
+from ._version import __version__
+from .errors import FormatError
+from .files import sha256
+from .locks import only_one
 
 BLOCK = 1 << 20
 SECONDS = 60  # without a byte
 TRIES = 3  # of a transfer that breaks off; each goes on where the last one ended
+Progress = Callable[[int, int], None]
+
+
+def home() -> Path:
+    """Where is kept what can be made again: ELUCIDIFF_CACHE, or elucidiff in XDG_CACHE_HOME, by default ~/.cache."""
+    own, common = os.environ.get("ELUCIDIFF_CACHE"), os.environ.get("XDG_CACHE_HOME")
+    return Path(own).expanduser() if own else Path(common or "~/.cache").expanduser() / "elucidiff"
 
 
 def is_url(text: str) -> bool:
@@ -27,31 +36,48 @@ def is_url(text: str) -> bool:
     return text.lower().startswith(("http://", "https://"))
 
 
-def fetched(url: str, folder: Path, progress: Progress | None = None) -> Path:
+def fetched(url: str, folder: Path, progress: Progress | None = None, *, digest: str | None = None) -> Path:
     """The file of an address in `folder`, fetched if it is not there; progress(done, total) in MiB.
 
     What has come so far is kept in NAME.part, and is gone on with as long as the server says that the file is the
-    same (its ETag or date). The file takes its name when it is complete. Raises FormatError for an address that is
-    none, OSError for what the server does not give.
+    same (its ETag or date). The file takes its name when it is complete, and has the SHA-256 `digest` where one is
+    given; what has another is removed, and a file in `folder` that has another is fetched anew. Of processes that ask
+    at once one fetches. Raises FormatError for an address that is none and for another SHA-256, OSError for what the
+    server does not give.
     """
     name = re.sub(r"[^\w.-]", "_", unquote(urlsplit(url).path).rpartition("/")[2])[-100:]
     if not is_url(url) or not urlsplit(url).hostname or not name.strip("."):
         raise FormatError(f"{url}: expected an address such as https://host/path/shard-000000.tar")
     place = folder / hashlib.sha256(url.encode()).hexdigest()[:16] / name
-    if place.is_file():
+    if _whole(place, digest):
         return place
-    place.parent.mkdir(parents=True, exist_ok=True)
-    for attempt in range(TRIES):
-        try:
-            _transfer(url, place, progress)
-            return place
-        except (ConnectionError, TimeoutError, ssl.SSLError, urllib.error.URLError, http.client.HTTPException) as error:
-            if attempt == TRIES - 1:
-                raise ConnectionError(f"{url}: broke off ({error}); begin again, and it goes on from there") from error
+    with only_one(place):
+        if not _whole(place, digest):
+            _with_patience(url, place, progress, digest)
     return place
 
 
-def _transfer(url: str, place: Path, progress: Progress | None) -> None:
+def _whole(file: Path, digest: str | None) -> bool:
+    return file.is_file() and digest in (None, sha256(file))
+
+
+def _with_patience(url: str, place: Path, progress: Progress | None, digest: str | None) -> None:
+    for attempt in range(TRIES):
+        try:
+            part = _transfer(url, place, progress)
+            break
+        except (ConnectionError, TimeoutError, ssl.SSLError, urllib.error.URLError, http.client.HTTPException) as error:
+            if attempt == TRIES - 1:
+                raise ConnectionError(f"{url}: broke off ({error}); begin again, and it goes on from there") from error
+    if not _whole(part, digest):
+        found = sha256(part)
+        part.unlink()
+        raise FormatError(f"{url}: what came has the SHA-256 {found}, not {digest}; it was removed")
+    os.replace(part, place)
+
+
+def _transfer(url: str, place: Path, progress: Progress | None) -> Path:
+    """The complete transfer, still under its temporary name."""
     part, tag = place.with_name(f"{place.name}.part"), place.with_name(f"{place.name}.tag")
     have = part.stat().st_size if part.is_file() and tag.is_file() else 0
     request = urllib.request.Request(url, headers={"User-Agent": f"elucidiff/{__version__}"})
@@ -85,8 +111,8 @@ def _transfer(url: str, place: Path, progress: Progress | None) -> None:
             os.fsync(file.fileno())
     if total is not None and have != total:
         raise ConnectionError(f"{have:,} of {total:,} bytes came")
-    os.replace(part, place)
     tag.unlink(missing_ok=True)
+    return part
 
 
 def _check_space(url: str, folder: Path, needed: int) -> None:
