@@ -48,6 +48,17 @@ MISSING = {  # of what is promised, what is not so or not shown
     "R12": "With another number of parts (`accumulate`) the bits differ: sums are rounded in another order, and each "
     "part draws its own masks of dropout.",
 }
+UNCOUNTED = {  # tests that show a promise, but record no figures
+    "R9": (
+        "test_data_scale.py::test_a_batch_that_does_not_come_names_its_files",
+        "test_data_scale.py::test_a_damaged_image_ends_training_with_its_name",
+        "test_data_scale.py::test_damaged_images_of_shards_are_replaced_and_counted",
+    ),
+    "R10": (
+        "test_data_scale.py::test_out_of_memory_says_what_to_change",
+        "test_data_scale.py::test_halving_goes_on_with_the_same_bits_as_more_parts_would_have",
+    ),
+}
 ELSEWHERE = {  # the other promises: what, and the tests
     "F1": ("Foreign weights without executing anything", "test_foreign.py::test_twenty_thousand_damaged_files"),
     "F2": ("Native files: every flipped bit is noticed", "test_models.py::test_every_damage_is_noticed"),
@@ -104,6 +115,8 @@ def page(records: list[dict], full: bool, minutes: float) -> str:
 
 def _rows(name: str, text: str, found: list[dict]) -> list[str]:
     rows = [[_figures(r["figures"]), f"`{r['test'].partition('[')[0]}`", r["figures"]["seconds"]] for r in found]
+    if not rows and name in UNCOUNTED:
+        rows = [[f"no figures: {'<br>'.join(map(_pointer, UNCOUNTED[name]))}", "", ""]]
     rows = rows or [["**missing**: no test recorded anything", "", ""]]
     if name in MISSING:
         rows.append([f"**falls short**: {MISSING[name]}", "", ""])

@@ -458,3 +458,41 @@ def test_ranges_say_what_the_seeds_were():
     for seeds in ([0], [3, 4, 5, 9], [5, 3, 4], list(range(100, 200))):
         assert parse.seeds(ranges(seeds)) == seeds
     assert ranges(range(64)) == "0-63" and datasets.load("digits").shape == (1, 8, 8)
+
+
+def test_features_of_data_are_kept_and_damage_is_noticed(tmp_path, monkeypatch):
+    from elucidiff.analysis import feature_cache
+    from elucidiff.metrics import DigitFeatures, Identity, named_features
+
+    monkeypatch.setenv("ELUCIDIFF_CACHE", str(tmp_path / "cache"))
+    calls = []
+
+    def compute(value=1.0):
+        calls.append(value)
+        return {"features": torch.full((3, 2), value, dtype=torch.float64)}
+
+    def ask(fingerprint="a", extractor=None, device="cpu", value=1.0):
+        found = feature_cache.kept_features(fingerprint, extractor or Identity(), device, lambda: compute(value))
+        return found["features"][0, 0]
+
+    assert ask() == 1 and ask(value=2.0) == 2  # quick ones are not kept
+    assert not (tmp_path / "cache").exists()
+    monkeypatch.setattr(feature_cache, "PAYS", 0.0)
+    assert ask(value=3.0) == 3 and ask(value=4.0) == 3
+    assert (
+        ask("b", value=5.0) == 5
+        and ask(extractor=DigitFeatures(), value=6.0) == 6
+        and ask(device="mps", value=7.0) == 7
+    )
+    (tmp_path / "own.py").write_text("def f(x):\n    return x.flatten(1)\n")
+    own = named_features(f"{tmp_path / 'own.py'}:f")
+    assert ask(extractor=own, value=8.0) == 8 and ask(extractor=own, value=9.0) == 9
+    before = len(calls)
+    for file in (tmp_path / "cache" / "features").iterdir():
+        content = bytearray(file.read_bytes())
+        content[-1] ^= 1
+        file.write_bytes(content)
+    assert ask(value=10.0) == 10 and len(calls) == before + 1
+    (tmp_path / "cache").rename(tmp_path / "elsewhere")
+    (tmp_path / "cache").write_text("a file, in which nothing can be kept")
+    assert ask(value=11.0) == 11

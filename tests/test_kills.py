@@ -113,9 +113,15 @@ def test_stopped_by_signals_it_saves_and_exits_with_85(tmp_path, driver, promise
     ]
     longest, rng, stops, run = 0.0, np.random.default_rng(6), sized(30), tmp_path / "run"
     for i in range(stops):
-        number = signal.SIGINT if i % 2 else signal.SIGTERM
+        number, log = signal.SIGINT if i % 2 else signal.SIGTERM, run / "metrics.jsonl"
+        before = log.stat().st_ino if i else None
         process = driver.command(*train, "--out", run, stderr=tmp_path / "err")
-        time.sleep(float(rng.uniform(0.4, 0.8)) if i else 2.0)
+        while not log.exists() or log.stat().st_ino == before:
+            time.sleep(0.002)
+        size = log.stat().st_size
+        while log.stat().st_size == size:  # until it trains; before that there is nothing to save
+            time.sleep(0.002)
+        time.sleep(float(rng.uniform(0.0, 0.3)))
         began = time.monotonic()
         os.kill(process, number)
         status = driver.wait(process)
@@ -148,21 +154,11 @@ def test_a_second_signal_ends_it_at_once(tmp_path, driver, promise):
 
 def test_the_command_itself_stops_with_85(tmp_path):
     """As people start it, in a process that imports everything."""
-    command = [
-        sys.executable,
-        "-m",
-        "elucidiff",
-        "train",
-        "digits",
-        "--out",
-        str(tmp_path / "run"),
-        "--images",
-        "9000000",
-    ]
+    log, few = tmp_path / "run" / "metrics.jsonl", ["--images", "9000000", "--set", "network.channels=8"]
+    command = [sys.executable, "-m", "elucidiff", "train", "digits", "--out", str(tmp_path / "run"), *few]
     with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
-        while not (tmp_path / "run" / "metrics.jsonl").exists() and process.poll() is None:
+        while not (log.exists() and log.stat().st_size) and process.poll() is None:
             time.sleep(0.01)
-        time.sleep(0.3)
         process.send_signal(signal.SIGINT)
         said = process.stderr.read()
     assert process.returncode == 85, said

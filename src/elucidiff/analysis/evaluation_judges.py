@@ -14,6 +14,7 @@ from ..component import require
 from ..data import Dataset
 from ..metrics import ClassFeatures, Features, Reference, SmallSampleWarning, Statistics, frechet_distance
 from ..seeds import Stream, keyed
+from .feature_cache import kept_features
 from .measures import Sets, Side, agreeing, inception_score, same_classes
 from .scores import Score, expanded, scores_of
 
@@ -118,14 +119,19 @@ def judge_by_file(
 
 def _side(data: Dataset, extractor: Features, device: str) -> Side:
     x = data.tensor()
-    return Side(x, None, extractor, measured(x, extractor, device))
+    return Side(x, None, extractor, _kept(data, x, extractor, device))
 
 
 def _played(data: Dataset, num: int, extractor: Features, device: str) -> Side:
     """At most `num` real samples, chosen as `score_samples` does."""
     pick = torch.from_numpy(keyed(0, Stream.SPLIT, 1).permutation(len(data)))[:num]
-    x, labels = data.batch(pick)
-    return Side(x, labels, extractor, measured(x, extractor, device))
+    chosen = data.subset(pick)
+    x, labels = chosen.batch(torch.arange(len(chosen)))
+    return Side(x, labels, extractor, _kept(chosen, x, extractor, device))
+
+
+def _kept(data: Dataset, x: Tensor, extractor: Features, device: str) -> dict[str, Tensor]:
+    return kept_features(data.fingerprint(), extractor, device, lambda: measured(x, extractor, device))
 
 
 def metrics_of(metrics: Sequence[str], *, against_file: bool) -> tuple[str, ...]:
