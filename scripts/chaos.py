@@ -81,7 +81,7 @@ ELSEWHERE = {  # the other promises: what, and the tests
 }  # fmt: skip
 
 
-def page(records: list[dict], full: bool, minutes: float) -> str:
+def page(records: list[dict], full: bool, minutes: float, folder: Path) -> str:
     """The page of what tests recorded."""
     broken = [r for r in records if r.get("outcome") == "failed"]
     skipped = [r for r in records if r.get("outcome") == "skipped"]
@@ -95,6 +95,7 @@ def page(records: list[dict], full: bool, minutes: float) -> str:
         f"- sizes: {'full' if full else '**a tenth**, not the full ones'}",
         f"- elucidiff {ed.__version__}, torch {torch.__version__}, Python {platform.python_version()}",
         f"- {_machine()}; {date.today().isoformat()}; {minutes:.1f} minutes in all",
+        f"- runs in {folder}",
         f"- {len(broken)} tests failed, {len(skipped)} were skipped",
         "",
         "| | promise | what was done, and what came of it | seconds |",
@@ -163,8 +164,11 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--tenth", action="store_true", help="the sizes of every other run of the tests")
     parser.add_argument("--out", type=Path, default=PAGE, help="another place for the page")
+    parser.add_argument(
+        "--folder", type=Path, default=Path(tempfile.gettempdir()), help="where runs are written, below"
+    )
     options, others = parser.parse_known_args()
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory(dir=options.folder) as folder:
         record = Path(folder) / "record.jsonl"
         record.touch()
         environment = os.environ | {
@@ -172,11 +176,11 @@ def main() -> int:
             "ELUCIDIFF_CHAOS": "0" if options.tenth else "1",
         }
         began = time.monotonic()
-        command = [sys.executable, "-m", "pytest", "-m", "chaos", "-v", *others]
+        command = [sys.executable, "-m", "pytest", "-m", "chaos", "-v", f"--basetemp={folder}/runs", *others]
         code = subprocess.run(command, cwd=HOME, env=environment, check=False).returncode
         minutes = (time.monotonic() - began) / 60
         records = [json.loads(line) for line in record.read_text(encoding="utf-8").splitlines()]
-    options.out.write_text(page(records, not options.tenth, minutes), encoding="utf-8")
+    options.out.write_text(page(records, not options.tenth, minutes, options.folder), encoding="utf-8")
     print(options.out)
     return code
 
