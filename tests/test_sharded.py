@@ -73,7 +73,7 @@ def start(script: str, argument: str, processes: int) -> str:
         ) for rank in range(processes)
     ]  # fmt: skip
     try:
-        told = [rank.communicate(timeout=280)[0] for rank in ranks]
+        told = [rank.communicate(timeout=500)[0] for rank in ranks]
     finally:
         for rank in ranks:
             rank.kill()

@@ -43,6 +43,13 @@ def classes() -> ed.Denoiser:
     return ed.EmpiricalDenoiser(torch.rand(12, 1, 4, 4, generator=generator) - 0.5, torch.arange(12) % 3)
 
 
+def network() -> ed.Denoiser:
+    """Whose bits depend on the number of rows of a call."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        return ed.Preconditioned(ed.networks.MLP(width=200), ed.preconditioning.EDM(), shape=(3,)).eval()
+
+
 class Latent(ed.GaussianDenoiser):
     """Latents (2, 2, 2) that show pictures (1, 4, 4)."""
 
@@ -88,6 +95,7 @@ CASES = {
     "volumes, float32": (lambda: ed.GaussianDenoiser(torch.zeros(2, 2, 2, 2), 0.5), HEUN, {"dtype": torch.float32}, ("1/2", "0/2")),
     "guided": (lambda: ed.guidance.ClassifierFree(classes(), 2.0, (0.1, 5.0)), HEUN, {"labels": 2}, ("0/2", "1/2")),
     "guided, adaptive": (lambda: ed.guidance.ClassifierFree(classes(), 2.0, (0.1, 5.0)), HEUN.replace(solver=ed.solvers.RK45(rtol=0.1)), {"seeds": range(6)}, ("0/2", "1/2")),
+    "network": (network, HEUN, {}, ("0/2", "1/2")),
     "latents": (lambda: Latent(torch.zeros(2, 2, 2), 0.5), HEUN, {}, ("0/2", "1/2")),
 }  # fmt: skip
 
