@@ -244,10 +244,18 @@ def warm() -> None:
 def serve() -> None:
     sys.path.insert(0, str(TESTS))
     warm()
+    running = set()
     for line in sys.stdin:
         request = json.loads(line)
-        answer = forked(request["start"]) if "start" in request else waited(request["wait"], request["timeout"])
+        if "start" in request:
+            answer = forked(request["start"])
+            running.add(answer)
+        else:
+            answer = waited(request["wait"], request["timeout"])
+            running -= {request["wait"]} if answer is not None else set()
         print(json.dumps(answer), flush=True)
+    for process in running:  # of tests that failed
+        os.kill(process, signal.SIGKILL)
 
 
 if __name__ == "__main__":

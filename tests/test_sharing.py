@@ -47,7 +47,10 @@ def network() -> ed.Denoiser:
     """Whose bits depend on the number of rows of a call."""
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        return ed.Preconditioned(ed.networks.MLP(width=200), ed.preconditioning.EDM(), shape=(3,)).eval()
+        denoiser = ed.Preconditioned(ed.networks.MLP(width=200), ed.preconditioning.EDM(), shape=(3,)).eval()
+        for weights in denoiser.parameters():
+            torch.nn.init.normal_(weights, std=0.1)  # the last ones start as 0
+    return denoiser.requires_grad_(False)
 
 
 class Latent(ed.GaussianDenoiser):

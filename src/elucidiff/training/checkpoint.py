@@ -62,6 +62,11 @@ def writing(run: Path, images: int, state: State) -> Iterator[Path]:
     except (OSError, SafetensorError) as error:
         number, reason = _reason(error)
         raise OSError(number, f"{folder}: a checkpoint of {needed:,} bytes: {reason}") from error
+    keep_the_last(run)
+
+
+def keep_the_last(run: Path) -> None:
+    """Remove all checkpoints but the last two; after a save, and where a run goes on that died between the two."""
     for old in stored(run)[:-KEPT]:
         shutil.rmtree(old)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from .checkpoint import Say, State, read, read_at, set_aside, stored
+from .checkpoint import Say, State, keep_the_last, read, read_at, set_aside, stored
 from .config import TrainConfig
 from .errors import TrainingError
 from .ranks import Ranks
@@ -30,6 +30,7 @@ def clear_the_way(run: Path, found: State | None, say: Say) -> None:
             say(f"{run}: no checkpoint to go on from; it begins again, what is there is kept in {run / 'replaced'}")
     for path in newer:
         set_aside(run, path)
+    keep_the_last(run)
 
 
 def whole_state(trainer: Trainer, watchers: Sequence[Watcher], seconds: float) -> State:
