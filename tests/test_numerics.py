@@ -11,7 +11,7 @@ import elucidiff as ed
 from elucidiff.augment import for_shape
 from elucidiff.data import from_arrays
 from elucidiff.objective import loss_at
-from elucidiff.training import Trainer
+from elucidiff.training import Trainer, TrainingError
 from elucidiff.training.draws import Order, draw
 from elucidiff.training.numerics import INITIAL_SCALE
 
@@ -325,3 +325,20 @@ def test_an_augmentation_that_the_model_was_not_told_of_is_refused(tmp_path):
 def test_numbers_and_names_out_of_range_are_refused(bad, message):
     with pytest.raises(ValueError, match=message):
         ed.TrainConfig(batch=64, **bad)
+
+
+def test_an_update_that_overflows_ends_training_before_an_average_has_it(monkeypatch):
+    trainer = start()
+    trainer.train_step()
+    before = weights_of(trainer.ema.module)
+    step, name = trainer.optimizer.step, trainer.weights.names[2]
+
+    def overflowing(*given, **named):
+        step(*given, **named)
+        with torch.no_grad():
+            trainer.parameters[2].view(-1)[-1] = math.inf
+
+    monkeypatch.setattr(trainer.optimizer, "step", overflowing)
+    with pytest.raises(TrainingError, match=f"step 1: {name} is not finite after the update; lower lr"):
+        trainer.train_step()
+    assert torch.equal(weights_of(trainer.ema.module), before)

@@ -144,7 +144,7 @@ class Trainer:
         """One step of Adam on one batch.
 
         Where a loss or a gradient is not finite, nothing is changed and the next step goes on (`Step.skipped`); the
-        tenth such step in a row raises TrainingError.
+        tenth such step in a row raises TrainingError, and so does an update that makes a weight so.
 
         The batch is worked through in `accumulate` parts, whose gradients are summed: memory falls, and the step is the
         same but for rounding, and for the masks of dropout, which each part draws for itself. Several processes share
@@ -209,6 +209,8 @@ class Trainer:
             group["lr"] = config.lr_at(images)
         self.scaler.step(self.optimizer)
         self.scaler.update()
+        if (name := self.weights.first_overflown()) is not None:  # before an average has it
+            raise TrainingError(f"step {self.step}: {name} is not finite after the update; lower lr")
         for averaging, ema in self.averages:
             ema.update(averaging.beta(config.batch, images))
         return norm, None

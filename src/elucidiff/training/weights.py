@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
+import torch
 from torch import Tensor, nn
 
 from ..denoiser import Preconditioned
@@ -75,6 +76,14 @@ class Weights:
         bad = (i for i, t in enumerate(values) if t is not None and not bool(here(t).isfinite().all()))
         i = self.lowest(next(bad, len(values)))
         return (names or self.names)[i] if i < len(values) else None
+
+    def first_overflown(self) -> str | None:
+        """The name of the first parameter that is not finite; None for none, which takes one look. All ranks ask."""
+        norms = torch._foreach_norm([here(p.detach()) for p in self.parameters])  # a tenth of what isfinite takes
+        finite = bool(torch.stack(norms).isfinite().all())
+        if self.lowest(int(finite)):
+            return None
+        return self.first_bad(self.parameters)
 
     def lowest(self, number: int) -> int:
         """The lowest number of the ranks, which here all have the same."""
