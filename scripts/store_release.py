@@ -34,8 +34,12 @@ SAMPLERS = {
 
 def machine() -> dict[str, str]:
     """What the last bit of a sum may depend on."""
+    cpuinfo = Path("/proc/cpuinfo")
+    lines = cpuinfo.read_text(encoding="utf-8").splitlines() if cpuinfo.is_file() else []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    processor = names[0] if names else platform.processor()  # libraries choose their kernels by its maker too
     capability = torch.backends.cpu.get_cpu_capability()
-    return {"machine": platform.machine(), "vectors": capability, "torch": torch.__version__.split("+")[0]}
+    return {"processor": processor, "vectors": capability, "torch": torch.__version__.split("+")[0]}
 
 
 def sampled(model: Path) -> dict[str, torch.Tensor]:

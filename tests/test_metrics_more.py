@@ -54,6 +54,30 @@ def test_the_trace_term_is_the_nuclear_norm_of_the_features_themselves(n, m, d):
     assert frechet_distance(Statistics.of(x), Statistics.of(y)) == pytest.approx(float(expected), rel=1e-9)
 
 
+@pytest.mark.parametrize("kind", ["decades", "jump", "dead", "copies"])
+@pytest.mark.parametrize("n, m", [(20, 22), (50, 50), (400, 400), (400, 20), (41, 42)])
+def test_frechet_is_exact_however_the_covariances_are_conditioned(n, m, kind):
+    """d = 40, against the singular values of X_a X_b^T, which need no covariance; every way of computing it is used."""
+    d = 40
+    for decades in (2, 4, 6):
+        s = torch.logspace(0, -decades, d, dtype=torch.float64)
+        if kind == "jump":
+            s = torch.cat([torch.ones(20), torch.full((20,), 10.0**-decades)]).double()
+        if kind == "dead":
+            s[10:15] = 0
+        turn = torch.eye(d) if kind == "dead" else torch.linalg.qr(normal(d, d, seed=3)).Q
+        x, y = (normal(k, d, seed=seed).double() * s @ turn.double() for k, seed in ((n, 0), (m, 1)))
+        y = torch.cat([y[: m // 2], y[: m - m // 2]]) if kind == "copies" else y
+        a, b = ((z - z.mean(0)) / math.sqrt(len(z) - 1) for z in (x, y))
+        trace = float(torch.linalg.svdvals(a @ b.mT).sum())
+        expected = float((x.mean(0) - y.mean(0)).square().sum() + a.square().sum() + b.square().sum()) - 2 * trace
+        one, other = Statistics.of(x), Statistics.of(y)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            assert frechet_distance(one, other) == pytest.approx(expected, abs=1e-10 * trace), decades
+            assert frechet_distance(one, one) < 1e-10 * float(a.square().sum())
+
+
 def test_frechet_equals_a_matrix_square_root_where_scipy_is_installed():
     linalg = pytest.importorskip("scipy.linalg")
     a, b = Statistics.of(normal(300, 20)), Statistics.of(1 + normal(300, 20, seed=1) @ normal(20, 20, seed=2))

@@ -67,7 +67,7 @@ def test_processes_give_the_bits_of_one(tmp_path, driver, promise):
             tmp_path / "err"
         ).read_text()
         assert different(one, many) == []
-    promise("R12", shares=len(shares), equal=len(shares), processes="1, 2, 4", between_numbers_of_parts="not equal")
+    promise("R12", shares=len(shares), equal=len(shares), processes="1, 2, 4")
 
 
 def test_the_other_rank_ends_when_one_is_killed(tmp_path, driver, promise):
