@@ -144,7 +144,7 @@ def test_parts_are_drawn_ahead_each_once_and_not_beyond_the_end(monkeypatch):
     assert trainer.ahead is None and workers_alive() == []
 
 
-def test_a_batch_that_does_not_come_names_its_files(tmp_path, monkeypatch):
+def test_a_batch_that_does_not_come_names_its_files(tmp_path, monkeypatch, promise):
     data = ed.data.load(shards(tmp_path))
     monkeypatch.setattr(prefetch, "STALLED", 0.05)
     release, read = threading.Event(), type(data).read
@@ -155,13 +155,14 @@ def test_a_batch_that_does_not_come_names_its_files(tmp_path, monkeypatch):
     told = pytest.warns(prefetch.ReadingWarning, match=f"step 0: still reading .*{first[0]}, {first[1]}")
     with told, prefetch.prefetched(trainer):
         trainer.train_step()
+    promise("R9", stalled_batches=1, told=1, after_seconds_of_waiting=20)
 
 
 # ---- R9: files that cannot be read
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-def test_a_damaged_image_ends_training_with_its_name(tmp_path, workers):
+def test_a_damaged_image_ends_training_with_its_name(tmp_path, workers, promise):
     config = IMAGES.replace(out=str(tmp_path / "run"), workers=workers, sigma_data=0.5)
     data = ed.data.load(shards(tmp_path, bad=(61,)))
     with pytest.raises(FormatError, match=r"s-2\.tar: 011\.png: damaged image"):
@@ -169,10 +170,11 @@ def test_a_damaged_image_ends_training_with_its_name(tmp_path, workers):
     assert workers_alive() == []
     with pytest.raises(FormatError, match=r"a\.zip: 001\.png: damaged image"):
         ed.data.load(zip_of(tmp_path / "a.zip", [png(pixels(1, 5, 5)[0]), damaged(png(pixels(1, 5, 5)[0]))]))
+    promise("R9", workers=workers, damaged_images=2, named=2)
 
 
 @pytest.mark.filterwarnings("ignore::elucidiff.data.BadDataWarning")
-def test_damaged_images_of_shards_are_replaced_and_counted(tmp_path):
+def test_damaged_images_of_shards_are_replaced_and_counted(tmp_path, promise):
     config = IMAGES.replace(on_bad_data="skip", checkpoint_every=64, images=224)  # seven steps, more than two epochs
     name, bad = str(shards(tmp_path, bad=(61, 62, 99))), {61: 63, 62: 63, 99: 0}  # the next; after the last the first
     data = ed.data.load(name, on_bad_data="skip")
@@ -193,7 +195,9 @@ def test_damaged_images_of_shards_are_replaced_and_counted(tmp_path):
     a, b = content(tmp_path / "whole"), content(tmp_path / "parts")
     assert [k for k in a if a[k] != b[k]] == []
     positions = order.at(0, 224)
-    assert sum(line.get("replaced", 0) for line in a["metrics.jsonl"]) == int(np.isin(positions, list(bad)).sum()) > 3
+    replaced = sum(line.get("replaced", 0) for line in a["metrics.jsonl"])
+    assert replaced == int(np.isin(positions, list(bad)).sum()) > 3
+    promise("R9", damaged_images=len(bad), times_replaced=replaced, counted=replaced, equal_when_resumed=1)
 
 
 def test_what_is_skipped_is_said_and_all_damaged_is_an_error(tmp_path):
@@ -246,7 +250,7 @@ ERRORS = [
 
 
 @pytest.mark.parametrize("error", ERRORS, ids=["cuda", "cpu", "python"])
-def test_out_of_memory_says_what_to_change(monkeypatch, error):
+def test_out_of_memory_says_what_to_change(monkeypatch, error, promise):
     only_so_many(monkeypatch, 8, error)
     with pytest.raises(OutOfMemory) as raised:
         Trainer.start(BASE, points()).train_step()
@@ -254,6 +258,7 @@ def test_out_of_memory_says_what_to_change(monkeypatch, error):
     for part in ("batch=32 in accumulate=1", "32 samples of 2", "parameters", "accumulate=2", "oom=halve", "batch=16"):
         assert part in text
     assert "precision=bfloat16" in text and "resolution" in text and "\n" not in text
+    promise("R10", error=type(error).__name__, injected=1, told=1)
 
 
 def test_what_memory_errors_are():
@@ -266,7 +271,7 @@ def test_what_memory_errors_are():
     assert not is_out_of_memory(RuntimeError("shapes differ")) and not is_out_of_memory(ValueError("out of memory"))
 
 
-def test_halving_goes_on_with_the_same_bits_as_more_parts_would_have(tmp_path, monkeypatch):
+def test_halving_goes_on_with_the_same_bits_as_more_parts_would_have(tmp_path, monkeypatch, promise):
     network = BASE.network.replace(dropout=0.0)  # parts draw their own masks
     config = BASE.replace(network=network, checkpoint_every=64, images=320, oom="halve")
     other = config.replace(out=str(tmp_path / "asked"), oom="raise")
@@ -285,6 +290,7 @@ def test_halving_goes_on_with_the_same_bits_as_more_parts_would_have(tmp_path, m
     assert b["facts"]["accumulate"] == 4 and [k for k in a if a[k] != b[k] and k != "facts"] == []
     stored = json.loads((tmp_path / "halved" / "config.json").read_text())
     assert "accumulate" not in stored  # what was asked for
+    promise("R10", halved=2, equal=1)
 
 
 def test_halving_ends_at_one_sample_and_follows_other_ranks(monkeypatch):

@@ -147,7 +147,7 @@ def runs(tmp_path_factory) -> dict[str, Path]:
 
 
 @pytest.mark.timeout(600)
-def test_two_processes_train_as_one_does_and_go_on_to_the_same_bits(runs, tmp_path):
+def test_two_processes_train_as_one_does_and_go_on_to_the_same_bits(runs, tmp_path, promise):
     assert checkpoint.read(runs["stopped"]).facts["images"] == 330
     names = sorted(p.name for p in checkpoint.stored(runs["stopped"])[-1].iterdir())
     assert names == [
@@ -159,13 +159,15 @@ def test_two_processes_train_as_one_does_and_go_on_to_the_same_bits(runs, tmp_pa
     assert_close(alone(tmp_path / "alone", "points"), runs["whole"])
     pictures = {p.name for p in (runs["whole"] / "samples" / "training").iterdir()}
     assert pictures >= {f"{n:09d}.png" for n in (150, 300, 450, 600)}
+    promise("S2", steps=20, stopped_after=11, equal_on_two=1)
 
 
-def test_one_process_goes_on_where_two_stopped(runs, tmp_path):
+def test_one_process_goes_on_where_two_stopped(runs, tmp_path, promise):
     one = alone(shutil.copytree(runs["stopped"], tmp_path / "one"), "points")
     assert_close(one, runs["whole"])
     other = alone(shutil.copytree(runs["stopped"], tmp_path / "other"), "points", parallel="replicated")
     assert_equal(one, other)
+    promise("S2", steps=20, stopped_after=11, on_one_within=1e-5)
 
 
 def test_two_processes_go_on_where_one_stopped(runs):

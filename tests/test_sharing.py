@@ -517,7 +517,7 @@ def quick(tmp_path) -> Iterator[Path]:
 
 
 @pytest.mark.timeout(280 if not CHAOS else 1500)
-def test_a_process_killed_half_way_and_restarted_changes_nothing(quick, capsys):
+def test_a_process_killed_half_way_and_restarted_changes_nothing(quick, capsys, promise):
     """Two processes; one is killed at a random moment of its second quarter, and started again."""
     ask = ["--seeds", f"0-{IMAGES - 1}", "--steps", "9", "--out"]
     parts = -(-IMAGES // 16)
@@ -548,6 +548,7 @@ def test_a_process_killed_half_way_and_restarted_changes_nothing(quick, capsys):
     check_same(out, quick / "clean")
     assert [p.name for p in sorted(out.glob("*.png"))] == [f"{seed:06d}.png" for seed in range(IMAGES)]
     assert sorted(p.name for p in quick.iterdir()) == ["clean", "s"]
+    promise("S1", images=IMAGES, killed_after_parts=before, lost=0, doubled=0, changed=0)
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="processes are killed after a fork")
