@@ -144,7 +144,7 @@ def trained(
     """
     import elucidiff as ed
     from elucidiff.training import checkpoint
-    from elucidiff.training.watch import Watcher
+    from elucidiff.training.watching.watch import Watcher
     from test_resume import CONFIGURATIONS
 
     config, data = CONFIGURATIONS[name]

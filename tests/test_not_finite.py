@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 import elucidiff as ed
 from conftest import CHAOS
 from elucidiff.training import Trainer, TrainingError, checkpoint
-from elucidiff.training.watch import Watcher
+from elucidiff.training.watching.watch import Watcher
 from test_resume import BASE, different, points
 
 KINDS = {"nan": math.nan, "inf": math.inf, "-inf": -math.inf}

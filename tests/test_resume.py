@@ -18,7 +18,7 @@ from elucidiff.objective import Learned
 from elucidiff.seeds import permutation
 from elucidiff.training import NoGoodCheckpoint, Power, TrainingStopped, checkpoint, draws
 from elucidiff.training.config import HARMLESS
-from elucidiff.training.watch import Watcher
+from elucidiff.training.watching.watch import Watcher
 
 TINY = MLP(width=16, depth=1, dropout=0.1)
 BASE = ed.TrainConfig(

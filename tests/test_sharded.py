@@ -16,7 +16,7 @@ import elucidiff as ed
 from elucidiff.networks import EDM2, MLP
 from elucidiff.training import NoGoodCheckpoint, Trainer, TrainingStopped, checkpoint
 from elucidiff.training.sharded import units
-from elucidiff.training.watch import Watcher
+from elucidiff.training.watching.watch import Watcher
 from test_resume import BASE, digits, points
 
 HERE = Path(__file__).parent

@@ -16,10 +16,10 @@ from elucidiff.data.writing import contact_sheet
 from elucidiff.errors import FormatError, MissingExtraError
 from elucidiff.report.training import loss_by_sigma_plot, write_training_picture
 from elucidiff.seeds import Stream
-from elucidiff.training import events, heldout
-from elucidiff.training.grids import SAMPLER
-from elucidiff.training.levels import by_bin
-from elucidiff.training.watch import Watcher
+from elucidiff.training.watching import events, heldout
+from elucidiff.training.watching.grids import SAMPLER
+from elucidiff.training.watching.levels import by_bin
+from elucidiff.training.watching.watch import Watcher
 
 TINY = ed.networks.MLP(width=16, depth=1, dropout=0.2)
 EDGES = np.exp(np.linspace(np.log(0.002), np.log(80), 21))

@@ -86,7 +86,7 @@ def _base(recipe: str | None, run: Path | None) -> TrainConfig:
 
 def _print_end(run: Path, images: int, *, machine: bool) -> None:
     """Draw RUN/training.png, where Matplotlib is installed, and print what there is to see."""
-    from ..training.heldout import best
+    from ..training.watching.heldout import best
 
     picture, chosen = _picture(run), best(run)
     if machine:

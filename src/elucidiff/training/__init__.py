@@ -15,7 +15,7 @@ from .errors import OutOfMemory, TrainingError
 from .interruption import TrainingStopped
 from .loop import train
 from .trainer import Step, Trainer
-from .watch import Watcher
+from .watching.watch import Watcher
 
 if TYPE_CHECKING:
     from .ablation import Ablation, ablate, configuration

@@ -52,7 +52,7 @@ CHOICES = {
     "oom": ("raise", "halve"),
     "parallel": ("replicated", "sharded"),
 }
-TRACKERS = ("wandb", "trackio")  # what can be asked for; `training.trackers` knows how
+TRACKERS = ("wandb", "trackio")  # what can be asked for; `training.watching.trackers` knows how
 
 
 class TrainConfig(Value):

@@ -19,17 +19,17 @@ from ..models import save
 from ..progress import Report, bar
 from .checkpoint import Pace, remove_leftovers, saying_what_is_full, set_aside
 from .config import TrainConfig
-from .grids import Grids
-from .heldout import HeldOut
 from .interruption import Interruption, TrainingStopped, locked
-from .levels import LossBySigma
 from .prefetch import prefetched
 from .ranks import Ranks, together
 from .resume import agreed, check_same, clear_the_way, restore, restore_watchers, whole_state
 from .rounds import due, model_for, save_state, takes_part
-from .trackers import Trackers
 from .trainer import Trainer
-from .watch import Bar, MetricsLog, Watcher
+from .watching.grids import Grids
+from .watching.heldout import HeldOut
+from .watching.levels import LossBySigma
+from .watching.trackers import Trackers
+from .watching.watch import Bar, MetricsLog, Watcher
 
 CONFIG = "config.json"
 STOPPED = "stopped"  # a file of a run that was asked to stop and is to go on; a job's script looks for it

@@ -10,7 +10,7 @@ from .config import TrainConfig
 from .errors import TrainingError
 from .ranks import Ranks
 from .trainer import Trainer
-from .watch import Watcher
+from .watching.watch import Watcher
 
 
 def agreed(run: Path, ranks: Ranks, device: str, say: Say, *, sharded: bool = False) -> State | None:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from .checkpoint import Pace, State, write
 from .trainer import Step, Trainer
-from .watch import Watcher
+from .watching.watch import Watcher
 
 
 def takes_part(trainer: Trainer) -> bool:

@@ -11,14 +11,14 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from ..data import Dataset
-from ..denoiser import evaluation_mode
-from ..objective import loss_at
-from ..sampler import sample
-from ..seeds import Stream, keyed, keyed_normal
-from .checkpoint import State
+from ...data import Dataset
+from ...denoiser import evaluation_mode
+from ...objective import loss_at
+from ...sampler import sample
+from ...seeds import Stream, keyed, keyed_normal
+from ..checkpoint import State
+from ..trainer import Step, Trainer
 from .grids import SAMPLER, image_condition
-from .trainer import Step, Trainer
 from .watch import JsonLines
 
 if TYPE_CHECKING:
@@ -104,7 +104,7 @@ class HeldOut(JsonLines):
         config, data = trainer.config, self.heldout
         if not config.scores:
             return {}
-        from ..analysis import score_samples  # the measurements, which training does not need
+        from ...analysis import score_samples  # the measurements, which training does not need
 
         model, n = trainer.ema.module, config.score_num
         rows = torch.arange(n) % len(data)

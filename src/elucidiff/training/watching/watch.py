@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING, Any, ClassVar, TextIO
 
 import torch
 
-from ..files import write_atomically
-from ..progress import Report
-from .checkpoint import State
-from .trainer import Step, Trainer
+from ...files import write_atomically
+from ...progress import Report
+from ..checkpoint import State
+from ..trainer import Step, Trainer
 
 if TYPE_CHECKING:
     from .trackers import Trackers

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from .trainer import Step, Trainer
+from ..trainer import Step, Trainer
 from .watch import StepLines
 
 LOW, HIGH, BINS = 0.002, 80.0, 20  # equal parts of ln(sigma); levels beyond belong to the first and the last

@@ -9,10 +9,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, ClassVar
 
-from ..errors import MissingExtraError
-from .config import TrainConfig
+from ...errors import MissingExtraError
+from ..config import TrainConfig
+from ..trainer import Trainer
 from .events import EventFile
-from .trainer import Trainer
 from .watch import Watcher
 
 PROJECT = "elucidiff"

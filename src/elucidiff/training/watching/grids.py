@@ -8,16 +8,16 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from ..data.writing import contact_sheet, write_image
-from ..design import EDM
-from ..sampler import Sampler, sample
-from .checkpoint import State
-from .trainer import Step, Trainer
+from ...data.writing import contact_sheet, write_image
+from ...design import EDM
+from ...sampler import Sampler, sample
+from ..checkpoint import State
+from ..trainer import Step, Trainer
 from .watch import Watcher
 
 if TYPE_CHECKING:
-    from ..data import Dataset
-    from ..denoiser import Preconditioned
+    from ...data import Dataset
+    from ...denoiser import Preconditioned
     from .trackers import Trackers
 
 SAMPLER: Sampler = EDM.sampler.replace(steps=8)  # 15 evaluations: what a model can do shows, and it costs little
