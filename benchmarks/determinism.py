@@ -21,7 +21,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 import elucidiff as ed
-from elucidiff.training import Trainer, trainer
+from elucidiff.training import Trainer, weights
 from elucidiff.training.ranks import Ranks, together
 
 
@@ -44,7 +44,7 @@ def main() -> None:
     parser.add_argument("--json", type=Path)
     given = parser.parse_args()
     torch.set_num_threads(1)
-    data, tree = ed.data.load("digits"), trainer.summed
+    data, tree = ed.data.load("digits"), weights.summed
     with together("cpu") as (ranks, _):
         several = ranks.size > 1
         config = ed.TrainConfig(data="digits", out="unused", batch=64, workers=0)
@@ -58,7 +58,7 @@ def main() -> None:
         times: dict[str, list[float]] = {name: [] for name in rows}
         for _ in range(given.rounds + 2):
             for name, (one, way) in rows.items():
-                trainer.summed = way
+                weights.summed = way
                 began = time.perf_counter()
                 one.train_step()
                 times[name].append(time.perf_counter() - began)
