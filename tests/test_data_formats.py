@@ -684,7 +684,7 @@ def test_the_index_of_large_shards_is_kept(tmp_path, monkeypatch):
     assert not (tmp_path / "cache").exists()  # small ones are read again
     monkeypatch.setattr(shard_index, "WORTH_KEEPING", 0)
     first = data.load(path)
-    (kept,) = (tmp_path / "cache" / "index").iterdir()
+    (kept,) = (p for p in (tmp_path / "cache" / "index").iterdir() if p.name[0] != ".")  # beside its lock
     with monkeypatch.context() as context:
         context.setattr(shard_index, "members", None)
         again = data.load(path)

@@ -19,7 +19,7 @@ from PIL import Image
 
 import elucidiff as ed
 from elucidiff.cli.main import main
-from elucidiff.data import BadDataWarning, Mapped, cache, sources
+from elucidiff.data import BadDataWarning, Mapped, cache, decoding, sources
 from elucidiff.data.sources import CacheWarning
 from elucidiff.errors import FormatError
 from elucidiff.training import OutOfMemory, Trainer, TrainingStopped, draws, memory, prefetch
@@ -501,3 +501,13 @@ def test_two_ranks_skip_halve_and_share_images_as_one_does(tmp_path, source):
     assert a["facts"]["accumulate"] == 8 and a["metrics.jsonl"][-1]["accumulate"] == 8
     assert ("replaced" if source == "shards" else "left_out") in a["metrics.jsonl"][-1]
     assert len(list((tmp_path / "cache").rglob("images.npy"))) == (source == "zip")
+
+
+def test_images_that_nobody_waits_for_leave_no_thread():
+    """A generator that is dropped may be closed by any thread, which cannot wait for itself."""
+    images = decoding.Images(["a.png", "b.png"], lambda i: png(pixels(1, 5, 5, 3)[0]), "here")
+    before = threading.active_count()
+    found = decoding.in_order(images, None, 2)
+    assert next(found).shape == (3, 5, 5)
+    assert threading.active_count() == before
+    found.close()

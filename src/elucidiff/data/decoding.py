@@ -58,12 +58,17 @@ def decoded(
 def in_order(images: Images, progress: Progress | None, threads: int) -> Iterator[np.ndarray | FormatError]:
     """The images one after the other, to be consumed within `strict_pillow`; errors in the place of damaged ones."""
     count = len(images.names)
-    with ThreadPoolExecutor(max(1, threads)) as pool:
-        for start in range(0, count, REPORT_EVERY):
-            rows = range(start, min(start + REPORT_EVERY, count))
-            yield from pool.map(images.decode, rows) if threads > 1 else map(images.decode, rows)
-            if progress is not None:
-                progress(rows.stop, count)
+    for start in range(0, count, REPORT_EVERY):
+        rows = range(start, min(start + REPORT_EVERY, count))
+        yield from _decoded_rows(images, rows, threads) if threads > 1 else map(images.decode, rows)
+        if progress is not None:
+            progress(rows.stop, count)
+
+
+def _decoded_rows(images: Images, rows: range, threads: int) -> list[np.ndarray | FormatError]:
+    """Some images, by threads that are gone when they are returned: a generator that is dropped leaves none behind."""
+    with ThreadPoolExecutor(threads) as pool:
+        return list(pool.map(images.decode, rows))
 
 
 def good(found: Iterable[np.ndarray | FormatError], bad: dict[int, str] | None) -> Iterator[tuple[int, np.ndarray]]:
