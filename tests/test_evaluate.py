@@ -21,10 +21,11 @@ from elucidiff import data as datasets
 from elucidiff import metrics
 from elucidiff.analysis import reference_and_real, score_samples
 from elucidiff.analysis.evaluation_neighbours import nearest, realism
-from elucidiff.analysis.evaluation_sources import FromModel, ranges
+from elucidiff.analysis.evaluation_sources import FromModel
 from elucidiff.analysis.evaluation_work import Work
 from elucidiff.cli.main import main
 from elucidiff.publish import evaluations_in
+from elucidiff.seeds import as_ranges
 
 PNG = b"\x89PNG\r\n\x1a\n"
 
@@ -456,8 +457,8 @@ def test_ranges_say_what_the_seeds_were():
     from elucidiff.cli import parse
 
     for seeds in ([0], [3, 4, 5, 9], [5, 3, 4], list(range(100, 200))):
-        assert parse.seeds(ranges(seeds)) == seeds
-    assert ranges(range(64)) == "0-63" and datasets.load("digits").shape == (1, 8, 8)
+        assert parse.seeds(as_ranges(seeds)) == seeds
+    assert as_ranges(range(64)) == "0-63" and datasets.load("digits").shape == (1, 8, 8)
 
 
 def test_features_of_data_are_kept_and_damage_is_noticed(tmp_path, monkeypatch):

@@ -311,12 +311,13 @@ def test_what_is_no_run_is_not_resumed_and_a_run_without_checkpoint_is_kept(tmp_
     assert (tmp_path / "run" / "replaced" / "snapshots-0").is_dir()
 
 
-def test_the_time_limit_saves_and_stops(tmp_path, capsys):
+def test_the_time_limit_saves_and_stops(tmp_path, capsys, monkeypatch):
     np.savez(tmp_path / "points.npz", x=points().values, labels=points().labels)
     train = ["train", str(tmp_path / "points.npz"), "--out", str(tmp_path / "run"), "--set", "network.width=16"]
     train += ["--images", "64000", "--set", "batch=64"]
     assert main([*train, "--time-limit", "1"]) == 85
     assert "stopped by the time limit" in capsys.readouterr().err
+    assert (tmp_path / "run" / "stopped").read_text().startswith("stopped by the time limit after ")
     images = checkpoint.read(tmp_path / "run").facts["images"]
     assert 0 < images < 64000
     assert (
@@ -324,6 +325,11 @@ def test_the_time_limit_saves_and_stops(tmp_path, capsys):
         == 85
     )
     assert checkpoint.read(tmp_path / "run").facts["images"] == images + 64  # one step more
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "here")  # torchrun would start again at once what ends with another code
+    on = ["train", str(tmp_path / "points.npz"), "--out", str(tmp_path / "run"), "--resume"]
+    assert main([*on, "--time-limit", "0s"]) == 0 and (tmp_path / "run" / "stopped").is_file()
+    assert main([*on, "--images", str(images + 256)]) == 0  # to its end
+    assert not (tmp_path / "run" / "stopped").exists()
 
 
 def test_the_order_is_a_pure_function_of_the_position(monkeypatch, promise):

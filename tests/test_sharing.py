@@ -24,8 +24,9 @@ import elucidiff as ed
 from elucidiff import files, result
 from elucidiff.cli.main import main
 from elucidiff.portions import Portion
+from elucidiff.seeds import as_ranges
 from elucidiff.sharing import merging, sample_into, sampling
-from elucidiff.sharing.plan import as_ranges, differences, fingerprint
+from elucidiff.sharing.plan import differences, fingerprint
 
 CHAOS = os.environ.get("ELUCIDIFF_CHAOS") == "1"
 IMAGES = 10_000 if CHAOS else 1_000

@@ -22,6 +22,17 @@ def check_seeds(seeds: Sequence[int]) -> tuple[int, ...]:
     return tuple(int(seed) for seed in seeds)
 
 
+def as_ranges(seeds: Sequence[int]) -> str:
+    """Seeds in their order as people write them: "0-63,70"."""
+    runs: list[list[int]] = []
+    for seed in seeds:
+        if runs and seed == runs[-1][1] + 1:
+            runs[-1][1] = seed
+        else:
+            runs.append([seed, seed])
+    return ",".join(str(a) if a == b else f"{a}-{b}" for a, b in runs)
+
+
 class Seeds:
     """One CPU generator per sample, so that sample k depends on its own seed only.
 

@@ -15,6 +15,7 @@ from ..component import require
 from ..data import Dataset, from_uint8, to_uint8
 from ..denoiser import Denoiser, FixedBatch
 from ..sampler import Sampler, sample
+from ..seeds import as_ranges
 from .store import fingerprint, tensor_digest
 
 
@@ -116,7 +117,7 @@ class FromModel(Source):
         return {
             "model": self.fingerprint,
             "sampler": self.sampler.to_dict(),
-            "seeds": ranges(self.seeds),
+            "seeds": as_ranges(self.seeds),
             "labels": None if self.labels is None else tensor_digest(self.labels),
             "condition": None if self.condition is None else tensor_digest(self.condition),
             "micro_batch": self.micro_batch,
@@ -178,14 +179,3 @@ def _device(denoiser: Denoiser) -> torch.device:
 def as_stored(x: Tensor, image: bool) -> Tensor:
     """Samples as a file of them would give them back: images rounded to 256 levels, anything else float32."""
     return from_uint8(to_uint8(x)) if image else x.float()
-
-
-def ranges(numbers: Sequence[int]) -> str:
-    """Integers as text, "0-63,70", in their order."""
-    parts: list[list[int]] = []
-    for number in numbers:
-        if parts and number == parts[-1][1] + 1:
-            parts[-1][1] = number
-        else:
-            parts.append([number, number])
-    return ",".join(str(a) if a == b else f"{a}-{b}" for a, b in parts)

@@ -181,8 +181,9 @@ def drawn_from(name: str, denoiser: Denoiser, asked: Asked, rule: Yardstick) -> 
     """A model's samples, and the model, sampler, guidance and seeds that they depend on."""
     import torch
 
-    from ..analysis.evaluation_sources import FromModel, ranges, shape_shown
+    from ..analysis.evaluation_sources import FromModel, shape_shown
     from ..models import design_of
+    from ..seeds import as_ranges
     from . import parse
 
     seeds = asked.numbers()
@@ -204,7 +205,7 @@ def drawn_from(name: str, denoiser: Denoiser, asked: Asked, rule: Yardstick) -> 
     )
     facts: dict[str, Any] = {"model": name, "fingerprint": source.fingerprint, **training_of(denoiser)}
     facts |= {"design": design.name} if (design := design_of(denoiser)) else {}
-    facts |= {"seeds": ranges(seeds), "sampler": chosen.to_dict()}
+    facts |= {"seeds": as_ranges(seeds), "sampler": chosen.to_dict()}
     facts |= {} if asked.labels is None else {"labels": asked.labels}
     facts |= {} if asked.condition is None else {"condition": str(asked.condition)}
     return source, facts

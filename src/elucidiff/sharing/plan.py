@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
 from itertools import chain
 from typing import Any
 
@@ -17,6 +16,7 @@ from ..denoiser import Denoiser
 from ..guidance import Guided
 from ..request import Request
 from ..sampler import Sampler
+from ..seeds import as_ranges
 from ..tensors import widest_dtype
 
 SHOWN = 40  # characters of a value in a message
@@ -87,17 +87,6 @@ def device_kind(device: torch.device) -> str:
     if device.type == "cuda":
         return f"cuda {torch.cuda.get_device_name(device)}"
     return f"cpu {torch.backends.cpu.get_cpu_capability()}" if device.type == "cpu" else device.type
-
-
-def as_ranges(seeds: Sequence[int]) -> str:
-    """Seeds in their order as people write them: "0-63,70"."""
-    runs: list[list[int]] = []
-    for seed in seeds:
-        if runs and seed == runs[-1][1] + 1:
-            runs[-1][1] = seed
-        else:
-            runs.append([seed, seed])
-    return ",".join(str(a) if a == b else f"{a}-{b}" for a, b in runs)
 
 
 def _update(digest: Any, name: str, tensor: Tensor) -> None:
