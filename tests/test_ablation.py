@@ -12,7 +12,7 @@ import elucidiff as ed
 from elucidiff.augment import Augment
 from elucidiff.networks import DDPMPP, MLP, NCSNPP
 from elucidiff.recipes import RECIPES, recipe
-from elucidiff.training import ablate, configuration
+from elucidiff.training import TrainingStopped, ablate, checkpoint, configuration
 from elucidiff.training.ablation import moved_down
 
 CIFAR = (3, 32, 32)
@@ -128,6 +128,22 @@ def test_a_stopped_ablation_goes_on_and_gives_the_same_numbers(tmp_path, monkeyp
     assert len(values) == 2 and values[0] != values[1]
     # Trained on the part that is not the reference.
     assert ed.load(tmp_path / "whole" / "vp-A-0").info["data"]["fingerprint"] == points().split(0.5)[0].fingerprint()
+
+
+def test_a_training_that_was_stopped_half_way_is_resumed(tmp_path):
+    whole = ablate(points(), BASE, tmp_path / "whole", configs="E", seeds=(0,), num=20)
+    half, partial = tmp_path / "half", tmp_path / "half" / "vp-E-0.partial"
+    for _ in range(3):
+        with pytest.raises(TrainingStopped, match="stopped by the time limit after"):
+            ablate(points(), BASE, half, configs="E", seeds=(0,), num=20, time_limit=0.0)
+    assert (partial / "stopped").is_file() and not (half / "vp-E-0").exists()
+    assert checkpoint.read(partial).facts["images"] == 3 * 64  # a step each time, none of them made twice
+    with pytest.raises(ValueError, match=r"another configuration \(batch: 64 there, 32 now\)"):
+        ablate(points(), BASE.replace(batch=32), half, configs="E", seeds=(0,), num=20)
+    again = ablate(points(), BASE, half, configs="E", seeds=(0,), num=20)
+    assert again.to_dict() == whole.to_dict() and not partial.exists()
+    a, b = (ed.load(home / "vp-E-0") for home in (tmp_path / "whole", half))
+    assert all(torch.equal(p, q) for p, q in zip(a.parameters(), b.parameters(), strict=True))
 
 
 def test_another_configuration_in_the_same_folder_is_refused(tmp_path):

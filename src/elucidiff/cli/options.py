@@ -48,6 +48,9 @@ LabelsOption = Annotated[
 ]
 BatchOption = Annotated[int, typer.Option("--batch-size", "--batch", min=1, help="Samples at a time.")]
 DeviceOption = Annotated[str, typer.Option("--device", help="cpu, cuda, cuda:1, mps.")]
+TimeLimitOption = Annotated[
+    str | None, typer.Option("--time-limit", help="When it saves its state and stops: seconds, 3h50m, 3:50:00.")
+]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print machine-readable JSON.")]
 GuidanceOption = Annotated[
     float | None,

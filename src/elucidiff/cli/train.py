@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from . import show
-from .options import DataArg, JsonOption, RecipeOption, SetOption, chosen_recipe, read_data
+from .options import DataArg, JsonOption, RecipeOption, SetOption, TimeLimitOption, chosen_recipe, read_data
 from .plan import planned
 
 if TYPE_CHECKING:
@@ -37,9 +37,7 @@ def train(
     allow_changes: Annotated[
         bool, typer.Option("--allow-changes", help="Resume with another configuration than before.")
     ] = False,
-    time_limit: Annotated[
-        str | None, typer.Option("--time-limit", help="When it saves its state and stops: seconds, 3h50m, 3:50:00.")
-    ] = None,
+    time_limit: TimeLimitOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Train a model on a data set; EDM's design, sigma_data measured, unless --set says otherwise.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-import shutil
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -182,6 +182,7 @@ def ablate(
     reference: Dataset | None = None,
     extractor: Features | None = None,
     progress: Report = silent,
+    time_limit: float | None = None,
 ) -> Ablation:
     """Train configurations A to F on the same data, each with several seeds, and score their samples.
 
@@ -190,7 +191,8 @@ def ablate(
         configs: letters.
         baseline: "vp" or "ve".
         base: the recipe, see `configuration`; its `out` and `seed` are not used.
-        out: folder of the runs, named vp-A-0 and so on. Finished ones are kept: a stopped ablation goes on from there.
+        out: folder of the runs, named vp-A-0 and so on. A stopped ablation goes on: finished runs are kept, and the one
+            that was interrupted is resumed from its checkpoint.
         seeds: of training; the samples of all have the seeds 0 to num - 1.
         sampler: draws the samples of every configuration.
         metrics: of `score_samples`.
@@ -198,10 +200,13 @@ def ablate(
         extractor: what the metrics are measured on; chosen by the data when None.
         reference: other data to compare with; then all of `data` is trained on.
         progress: told what is done next.
+        time_limit: seconds after which the training that goes on then saves its state and stops.
 
     Raises:
         ValueError: for configurations, metrics and numbers that cannot be, and without anything to compare with.
+        TrainingStopped: after a signal during training, or the time limit.
     """
+    started = time.monotonic()
     require(len(set(seeds)) == len(seeds) > 0, f"seeds: got {tuple(seeds)}; expected different ones, at least one")
     require(reference is not None or base.heldout > 0, "heldout: got 0 and no reference; keep a part back, such as 0.5")
     out, chosen = Path(out), sampler_of(sampler)
@@ -216,7 +221,8 @@ def ablate(
             done = len(cells) * len(seeds) + len(runs)
             runs.append(out / f"{baseline}-{letter}-{seed}")
             progress(done, total, f"{letter}, seed {seed}: training")
-            _trained(config.replace(seed=seed, out=str(runs[-1]), heldout=0.0, grid_every=0), training)
+            left = None if time_limit is None else time_limit - (time.monotonic() - started)
+            _trained(config.replace(seed=seed, out=str(runs[-1]), heldout=0.0, grid_every=0), training, left)
             progress(done, total, f"{letter}, seed {seed}: sampling")
             model = load(runs[-1])
             found = bench.measured(fingerprint(model), model, chosen, 0, {"run": runs[-1].name})
@@ -257,8 +263,8 @@ def _bench(
     )
 
 
-def _trained(config: TrainConfig, data: Dataset) -> None:
-    """A finished run at config.out, trained now unless it is there. A half one, of a killed process, is begun anew.
+def _trained(config: TrainConfig, data: Dataset, time_limit: float | None) -> None:
+    """A finished run at config.out, trained now unless it is there; one that was stopped half-way goes on.
 
     Raises ValueError when a run of another configuration is there.
     """
@@ -270,8 +276,6 @@ def _trained(config: TrainConfig, data: Dataset) -> None:
         )
         return
     partial = run.with_name(f"{run.name}.partial")
-    if partial.exists():
-        shutil.rmtree(partial)
-    train(config.replace(out=str(partial)), data=data)
+    train(config.replace(out=str(partial)), data=data, resume=True, time_limit=time_limit)
     config.save(partial / "config.json")
     partial.rename(run)
