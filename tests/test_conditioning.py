@@ -12,9 +12,11 @@ from PIL import Image
 from torch.nn import functional
 
 import elucidiff as ed
+from elucidiff import analysis
 from elucidiff.cli.main import main
 from elucidiff.conditioning import Conditioning, Grey, LowRes, Paired
 from elucidiff.errors import FormatError
+from elucidiff.request import asked_by_data
 
 MLP = ed.networks.MLP(width=128, depth=2)
 
@@ -279,6 +281,63 @@ def test_training_refuses_what_does_not_fit(tmp_path, capsys):
         assert message in capsys.readouterr().err, message
     assert not (tmp_path / "run").exists()
     assert "condition" not in ed.TrainConfig().to_dict()
+
+
+# Measurements: samples follow the data's own conditions
+
+
+class Follows(ed.Denoiser):
+    """D is the condition, whatever x is: every sample ends in it."""
+
+    shape, conditioning = (1, 8, 8), HALF
+
+    def denoise(self, x, sigma, condition=None, **conditions):
+        return condition.to(x)
+
+
+def test_samples_that_are_measured_follow_the_data(vector_run):
+    data = ed.data.load("digits")
+    asked = asked_by_data(conditioned(label_dim=10), data, [3, len(data) + 5])
+    y, labels = data.batch([3, 5])
+    assert torch.equal(asked["condition"], HALF.of(y)) and torch.equal(asked["labels"], labels)
+    assert asked_by_data(ed.EmpiricalDenoiser(y, labels, 10), data, [3]) == {}  # a class can be drawn
+    vectors = ed.data.load(vector_run.parent / "data.npz")
+    asked = asked_by_data(ed.load(vector_run), vectors, [7, 8])
+    assert set(asked) == {"labels"} and torch.equal(asked["labels"], vectors.batch([7, 8])[1])
+    with pytest.raises(ValueError, match="digits: has no conditions, and the model is conditioned by paired"):
+        asked_by_data(conditioned(Paired(1)), data, [0])
+    with pytest.raises(ValueError, match="plain: has no labels, and the model's are vectors"):
+        asked_by_data(ed.load(vector_run), ed.data.from_arrays(vectors.values, None, None, name="plain"), [0])
+
+
+def test_comparisons_give_a_model_the_conditions_of_the_data_that_are_no_reference():
+    data = ed.data.load("digits")
+    samplers = {"heun": ed.Sampler()}
+    found = analysis.compare(Follows(), data, samplers, [5], num=60, repeats=1, metrics=["fd"], first_seed=7)
+    reference, rest = analysis.reference_and_real(data, 0.5)
+    blurred = HALF.of(rest.batch(range(7, 67))[0]).double()
+    (expected,) = analysis.score_samples(blurred, reference, rest, metrics=["fd"])
+    assert found.points[0].scores["fd"].mean == pytest.approx(expected.value, rel=1e-9)
+    assert found.points[0].scores["fd"].mean > 2 * found.real["fd"]
+
+
+@pytest.mark.filterwarnings("ignore:.*samples for.*features")
+def test_a_conditioned_model_is_analysed_with_the_conditions_of_the_data(tmp_path, capsys, vector_run):
+    ed.save(conditioned(), tmp_path / "model")
+    argv = ["analyze", str(tmp_path / "model"), "--nfe", "4", "--samples", "4", "--num", "48"]
+    assert main([*argv[:2], "digits", *argv[2:], "--out", str(tmp_path / "out")]) == 0
+    numbers = json.loads((tmp_path / "out" / "analysis.json").read_text())
+    assert {"recommendation", "truncation", "curvature", "denoised", "decided", "loss"} < set(numbers)
+    assert [curve["name"] for curve in numbers["denoised"]["curves"]] == ["model"]  # the exact one has no condition
+    _, rest = analysis.reference_and_real(ed.data.load("digits"))
+    rows = [seed % len(rest) for seed in range(3000, 3004)]
+    model, c = ed.load(tmp_path / "model"), HALF.of(rest.batch(rows)[0])
+    direct = analysis.curvature(model, seeds=range(3000, 3004), condition=c).to_dict()
+    other = analysis.curvature(model, seeds=range(3000, 3004), condition=c.roll(1, 0)).to_dict()
+    assert numbers["curvature"] == json.loads(json.dumps(direct)) != json.loads(json.dumps(other))
+    capsys.readouterr()
+    assert main(argv) == 2
+    assert "DATA is needed: samples of this model follow" in capsys.readouterr().err
 
 
 # Pairs

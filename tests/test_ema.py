@@ -380,6 +380,8 @@ def test_averages_that_cannot_be(tmp_path):
         config(tmp_path, ema=(Power(), Power(0.10001)))
     with pytest.raises(ValueError, match="lr_decay: got 0"):
         config(tmp_path, lr_decay=0)
+    with pytest.raises(ValueError, match="lr_cooldown: got 0; expected 1 image or more, or none"):
+        config(tmp_path, lr_cooldown=0)
 
 
 # the learning rate
@@ -398,6 +400,23 @@ def test_learning_rate_ramps_and_decays(tmp_path):
         t = 50 * k
         expected = 0.01 * min(t / 200, 1) / math.sqrt(max(t / 600, 1))
         assert trainer.optimizer.param_groups[0]["lr"] == pytest.approx(expected, rel=1e-14)
+
+
+def test_learning_rate_cools_down_to_nothing(tmp_path):
+    """Batches of 50: the step after t images has (2000 - t)/400 of the rate within the last 400, the last one 50/400."""
+    value = config(tmp_path, lr=0.01, lr_ramp=200, lr_decay=600, images=1990, lr_cooldown=400)
+    plain = value.replace(lr_cooldown=None)
+    assert value.steps == 40
+    for k in range(1, 41):
+        factor = min((2000 - 50 * (k - 1)) / 400, 1)
+        assert value.lr_at(50 * k) == pytest.approx(plain.lr_at(50 * k) * factor, rel=1e-14)
+    assert value.lr_at(1650) == plain.lr_at(1650) and value.lr_at(1700) < plain.lr_at(1700)
+    straight = value.replace(lr_decay=None, lr_ramp=0, lr_cooldown=2000)
+    assert [straight.lr_at(t) for t in (50, 1050, 2000)] == pytest.approx([0.01, 0.005, 0.01 / 40], rel=1e-14)
+    trainer = Trainer.start(value, points())
+    for k in range(1, 41):
+        trainer.train_step()
+        assert trainer.optimizer.param_groups[0]["lr"] == value.lr_at(50 * k)
 
 
 # the command line

@@ -218,6 +218,7 @@ OTHER = {  # of each field that a run may not change, another value
     "network": TINY.replace(width=8), "design": ed.VP, "sigma_data": 0.7, "batch": 64, "lr": 2e-3, "lr_ramp": 99, "beta1": 0.8,
     "beta2": 0.99, "adam_eps": 1e-7, "ema_halflife": 201.0, "ema_ramp": None, "heldout": 0.5, "conditional": False,
     "label_dropout": 0.1, "augment": Augment(p=0.5), "seed": 1, "device": "cuda", "ema": (Power(),), "lr_decay": 1000,
+    "lr_cooldown": 100,
     "accumulate": 2, "clip": 1.0, "stratified": True, "precision": "bfloat16", "channels_last": True, "compile": True,
     "init": "runs/other", "condition": ed.conditioning.LowRes(2), "grad_nonfinite": "clean",
 }  # fmt: skip
@@ -282,6 +283,17 @@ def test_more_images_are_what_a_longer_run_would_have_seen(tmp_path):
     ed.train(short.replace(images=960), data=points(), resume=True)
     a, b = (checkpoint.read(tmp_path / name).tensors for name in ("long", "short"))
     assert all(torch.equal(a[name], b[name]) for name in a)
+
+
+def test_a_run_that_cools_down_has_its_length(tmp_path):
+    """Its last steps depend on how many images it has, so that more of them are another run."""
+    config = BASE.replace(out=str(tmp_path / "run"), images=320, lr_cooldown=160, checkpoint_every=None)
+    ed.train(config, data=points())
+    with pytest.raises(ValueError, match=r"another configuration \(images: 320 there, 640 now\)"):
+        ed.train(config.replace(images=640), data=points(), resume=True)
+    longer = config.replace(images=640)
+    ed.train(longer, data=points(), resume=True, allow_changes=True)
+    assert ed.TrainConfig.load(tmp_path / "run" / "config.json") == longer
 
 
 def test_the_model_of_a_longer_run_takes_the_place_of_the_shorter_ones(tmp_path):

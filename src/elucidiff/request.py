@@ -11,6 +11,7 @@ from torch import Tensor
 
 from .component import require
 from .conditioning import checked_condition
+from .data import Dataset
 from .denoiser import Denoiser, one_hot
 from .seeds import Seeds, check_seeds
 from .solvers import Run
@@ -18,6 +19,38 @@ from .tensors import widest_dtype
 
 if TYPE_CHECKING:
     from .sampler import Sampler
+
+
+def image_condition(denoiser: Denoiser, data: Dataset, rows: Sequence[int] | Tensor, y: Tensor) -> dict[str, Tensor]:
+    """The condition that a model with one is given beside y (B, *), which are rows of the data; nothing for others.
+
+    Raises ValueError where it can only come with the data, and these have none.
+    """
+    conditioning = denoiser.conditioning
+    if conditioning is None:
+        return {}
+    c = conditioning.of(y) if conditioning.from_data else data.conditions(rows)
+    if c is None:
+        raise ValueError(f"{data.name}: has no conditions, and the model is conditioned by {conditioning}")
+    return {"condition": c}
+
+
+def asked_by_data(denoiser: Denoiser, data: Dataset, seeds: Sequence[int]) -> dict[str, Tensor]:
+    """What samples of a model are to follow that a seed alone does not say: image and labels of samples of the data.
+
+    The sample of seed s follows sample s of the data, from the first again at their end. Nothing for a model without
+    an image condition whose labels are classes, which are drawn, or that has none.
+    """
+    if denoiser.conditioning is None and not denoiser.vector_labels:
+        return {}
+    rows = [int(seed) % len(data) for seed in seeds]
+    y, labels = data.batch(rows)
+    found = image_condition(denoiser, data, rows, y)
+    if denoiser.vector_labels and labels is None:
+        raise ValueError(f"{data.name}: has no labels, and the model's are vectors, of which none can be drawn")
+    if denoiser.label_dim and labels is not None:
+        found["labels"] = labels
+    return found
 
 
 class Request:

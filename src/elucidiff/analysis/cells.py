@@ -17,6 +17,7 @@ from ..component import require
 from ..data import Dataset
 from ..denoiser import Denoiser, FixedBatch
 from ..metrics import Features, SmallSampleWarning, extractor_for
+from ..request import asked_by_data
 from ..sampler import Sampler, sample
 from .scores import Score, expanded, reference_and_real, score_samples
 from .store import Store, key_of, tensor_digest
@@ -91,18 +92,25 @@ class Bench:
         size = 1 if sampler.solver.adaptive else self.batch_size  # an adaptive path depends on its batch
         device = next((t.device.type for t in (*model.parameters(), *model.buffers())), "cpu")
         how = {"model": identity, "sampler": sampler.to_dict(), "seed": seed, "batch": size, "device": device}
+        if model.conditioning is not None or model.vector_labels:
+            how["follows"] = "the data"
         key = key_of({"cell": how} | self.facts())
         return dict(self.store.get(key, lambda: self._draw(model, sampler, seed, size), note))
 
     def _draw(self, model: Denoiser, sampler: Sampler, seed: int, size: int) -> dict[str, Any]:
-        """Samples and their scores: None where a sample is not finite, or the metric does not apply to the model."""
-        started = time.perf_counter()
+        """Samples and their scores: None where a sample is not finite, or the metric does not apply to the model.
+
+        A model that needs an image or a vector is given those of the data that are not the reference.
+        """
+        started, seeds = time.perf_counter(), range(seed, seed + self.num)
+        asked: dict[str, Any] = asked_by_data(model, self.held_in, seeds)
         result = sample(
             FixedBatch(model, size),
             sampler,
-            seeds=range(seed, seed + self.num),
+            seeds=seeds,
             shape=self.reference.shape,
             batch_size=min(size, self.num),
+            **asked,
         )
         x, scores = result.x.cpu(), dict[str, float | None].fromkeys(self.metrics)
         finite = bool(x.isfinite().all())

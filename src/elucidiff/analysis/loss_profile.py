@@ -10,6 +10,7 @@ from torch import Tensor
 from ..data import Dataset
 from ..denoiser import Denoiser, evaluation_mode
 from ..objective import Weighting, loss_at
+from ..request import image_condition
 from ..seeds import Stream, keyed_normal
 
 
@@ -32,7 +33,9 @@ def loss_profile(
     rows = range(min(samples, len(data)))
     y, labels = data.batch(list(rows))
     n = keyed_normal(seed, Stream.NOISE, 0, rows, y.shape[1:])
-    conditions = {"labels": labels} if denoiser.label_dim and labels is not None else {}
+    conditions = image_condition(denoiser, data, rows, y)
+    if denoiser.label_dim and labels is not None:
+        conditions["labels"] = labels
     means, errors = [], []
     with torch.no_grad(), evaluation_mode(denoiser):
         for level in sigma.double():

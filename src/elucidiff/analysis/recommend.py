@@ -5,7 +5,7 @@ Ranked on some seeds, judged on others: the error that is reported had no part i
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -67,6 +67,7 @@ class Recommendation:
 
 
 Named = tuple[str, Sampler]
+Asked = Callable[[Sequence[int]], Mapping[str, Any]]
 
 
 def recommend(
@@ -77,6 +78,7 @@ def recommend(
     fresh: Sequence[int] = FRESH,
     shape: Sequence[int] | None = None,
     labels: Labels = None,
+    asked: Asked = lambda seeds: {},
     progress: bool = False,
     **conditions: Any,
 ) -> list[Recommendation]:
@@ -89,16 +91,21 @@ def recommend(
     Costs about 40 runs of all seeds at each budget, 450 evaluations for the exact samples, and 400 for the equal-error
     steps.
 
+    asked: labels and conditions of the samples of some seeds, for a model where they differ from sample to sample.
+
     Raises ValueError for budgets below 1 and seeds that serve both purposes.
     """
     denoiser = as_denoiser(denoiser)
     require(len(budgets) > 0 and min(budgets) >= 1, f"budgets: got {list(budgets)}; expected numbers of at least 1")
     shared = set(learning) & set(fresh)
     require(not shared, f"seeds: {sorted(shared)[:3]} both choose and judge; expected two sets without a common seed")
-    request: dict[str, Any] = {"shape": shape, "labels": labels, **conditions}
+
+    def request(seeds: Sequence[int]) -> dict[str, Any]:
+        return {"shape": shape, "labels": labels, **conditions, **asked(seeds)}
+
     levels = geometric_levels(denoiser, SIGMA_MIN, SIGMA_MAX, LEVELS)
     paths = {
-        name: exact_path(denoiser, levels, seeds=seeds, progress=progress, **request)
+        name: exact_path(denoiser, levels, seeds=seeds, progress=progress, **request(seeds))
         for name, seeds in (("learning", learning), ("fresh", fresh))
     }
     found = []
@@ -146,7 +153,7 @@ def _solvers(path: ExactPath) -> dict[str, solvers.Solver]:
 
 
 def _ranked(
-    denoiser: Denoiser, nfe: int, path: ExactPath, seeds: Sequence[int], request: dict[str, Any], progress: bool
+    denoiser: Denoiser, nfe: int, path: ExactPath, seeds: Sequence[int], request: Asked, progress: bool
 ) -> list[Named]:
     """All candidates of a budget, the nearest to the exact samples first; the best few also on equal-error steps."""
     shape = tuple(path.x.shape[2:])
@@ -177,20 +184,21 @@ def _best_of_solvers(scored: list[tuple[float, str, Sampler]]) -> list[tuple[flo
     return list(best.values())
 
 
-def _equal_error(denoiser: Denoiser, sampler: Sampler, seeds: Sequence[int], request: dict[str, Any]) -> Sampler | None:
+def _equal_error(denoiser: Denoiser, sampler: Sampler, seeds: Sequence[int], request: Asked) -> Sampler | None:
     """The sampler on as many steps of equal local error; None where the model's own levels do not allow it."""
     wide = sampler.replace(sigma_min=max(SIGMA_MIN, denoiser.sigma_min))
     try:
-        return steps_by_equal_error(denoiser, wide, sampler.steps, seeds=list(seeds)[:16], candidates=32, **request)
+        few = list(seeds)[:16]
+        return steps_by_equal_error(denoiser, wide, sampler.steps, seeds=few, candidates=32, **request(few))
     except ValueError:
         return None
 
 
 def _error(
-    denoiser: Denoiser, sampler: Sampler, exact: Tensor, seeds: Sequence[int], request: dict[str, Any]
+    denoiser: Denoiser, sampler: Sampler, exact: Tensor, seeds: Sequence[int], request: Asked
 ) -> tuple[float, float]:
     """The RMS distance to exact samples (B, *), infinite where one is not finite, and its standard error."""
-    each = (sample(denoiser, sampler, seeds=seeds, **request).x - exact).square().flatten(1).mean(1)
+    each = (sample(denoiser, sampler, seeds=seeds, **request(seeds)).x - exact).square().flatten(1).mean(1)
     error = rms(each.sqrt())
     if not torch.isfinite(each).all():
         return float("inf"), float("inf")
@@ -203,7 +211,7 @@ def _judged(
     ranked: list[Named],
     exact: Tensor,
     seeds: Sequence[int],
-    request: dict[str, Any],
+    request: Asked,
 ) -> Recommendation:
     """The first of the ranked, the first with another solver, and EDM's Heun, on fresh seeds."""
     name, sampler = ranked[0]

@@ -16,6 +16,7 @@ from ..data import Dataset
 from ..denoiser import Denoiser, EmpiricalDenoiser, GaussianMixtureDenoiser
 from ..design import EDM
 from ..metrics import DigitFeatures, extractor_for
+from ..request import image_condition
 from ..sampler import Sampler, sample
 from ..solvers import DPMpp2M, Euler, Heun
 from .section import Picture, Section, Subject, Table, short
@@ -31,7 +32,7 @@ def _seeds(subject: Subject, n: int | None = None) -> range:
 
 def recommendation(subject: Subject) -> Section:
     """Which sampler for how many evaluations."""
-    found = recommend(subject.denoiser, subject.budgets, progress=subject.progress)
+    found = recommend(subject.denoiser, subject.budgets, asked=subject.asked, progress=subject.progress)
     header = ["evaluations", "sampler", "error", "of the spread", "EDM's Heun", "next solver"]
     rows = [
         [
@@ -80,12 +81,14 @@ def _scores(subject: Subject, data: Dataset, found: list[Recommendation]) -> Tab
         heun = at_budget(Sampler(), one.nfe, reference.shape, subject.denoiser)
         pair = [("recommended", one.sampler)] + ([] if heun is None else [("EDM's Heun", heun[0])])
         for name, sampler in pair:
+            seeds = range(SCORED, SCORED + subject.num)
             run = sample(
                 subject.denoiser,
                 sampler,
-                seeds=range(SCORED, SCORED + subject.num),
+                seeds=seeds,
                 batch_size=min(256, subject.num),
                 progress=subject.progress,
+                **subject.asked(seeds),  # type: ignore[arg-type]
             )
             scores = score_samples(run.x.cpu(), reference, real, labels=run.labels)
             header = ["evaluations", "sampler", *(s.name for s in scores)]
@@ -109,13 +112,9 @@ def truncation(subject: Subject) -> Section:
         "DPM-Solver++(2M)": base.replace(solver=DPMpp2M()),
     }
     seeds = _seeds(subject)
-    errors = {
-        name: analysis.truncation_error(subject.denoiser, one, seeds=seeds, progress=subject.progress)
-        for name, one in local.items()
-    }
-    whole = analysis.global_error(
-        subject.denoiser, local, (6, 9, 12, 18, 24, 36), seeds=seeds, progress=subject.progress
-    )
+    asked: dict[str, Any] = {"seeds": seeds, "progress": subject.progress, **subject.asked(seeds)}
+    errors = {name: analysis.truncation_error(subject.denoiser, one, **asked) for name, one in local.items()}
+    whole = analysis.global_error(subject.denoiser, local, (6, 9, 12, 18, 24, 36), **asked)
     rows = []
     for curve in whole.curves:
         worst = errors[curve.name]
@@ -154,7 +153,9 @@ def curvature(subject: Subject) -> Section:
     """How straight the paths are under the paper's three designs."""
     from ..report.instruments import curvature_plot, trajectory_picture
 
-    found = analysis.curvature(subject.denoiser, seeds=_seeds(subject), progress=subject.progress)
+    seeds = _seeds(subject)
+    asked: dict[str, Any] = dict(subject.asked(seeds))
+    found = analysis.curvature(subject.denoiser, seeds=seeds, progress=subject.progress, **asked)
     rows = [
         [one.name, f"{one.turning:.1f}", f"{100 * one.stretch:.2f}", f"{100 * one.jump_error:.2f}"]
         for one in found.designs
@@ -203,16 +204,17 @@ def denoised(subject: Subject) -> Section:
     """What the model makes of noisy data, beside the exact denoiser of them."""
     from ..report.instruments import denoised_plot, denoised_sheet
 
-    y, labels, known = _some_data(subject)
+    y, conditions, known = _some_data(subject)
     data = None if known is None else known.batch(list(range(min(EXACT_LIMIT, len(known)))))
     denoisers: dict[str, Denoiser] = {"model": subject.denoiser}
-    if data is not None and not isinstance(subject.denoiser, EmpiricalDenoiser):
+    beside = subject.denoiser.conditioning is None and not isinstance(subject.denoiser, EmpiricalDenoiser)
+    if data is not None and beside:  # of all data: it knows no condition
         denoisers["exact"] = EmpiricalDenoiser(data[0], data[1] if subject.denoiser.label_dim else None)
     levels = torch.logspace(-1.7, 1.9, 24, dtype=torch.float64)
     low, high = subject.denoiser.sigma_min, subject.denoiser.sigma_max
     levels = levels[(levels >= low) & (levels <= high)]
     found = analysis.denoised(
-        denoisers, y, labels=labels, data=None if data is None else data[0], sigmas=levels, progress=subject.progress
+        denoisers, y, data=None if data is None else data[0], sigmas=levels, progress=subject.progress, **conditions
     )
     whose = "data" if data is not None else "the model's own samples"
     pictures = [
@@ -241,24 +243,25 @@ def denoised(subject: Subject) -> Section:
     )
 
 
-def _some_data(subject: Subject) -> tuple[Tensor, Tensor | None, Dataset | None]:
-    """Held-out data with labels, and the other half, to be near to; the model's own samples where there are none."""
+def _some_data(subject: Subject) -> tuple[Tensor, dict[str, Any], Dataset | None]:
+    """Held-out data with labels and conditions, and the other half, to be near to; else the model's own samples."""
     if subject.data is None:
         run = sample(subject.denoiser, Sampler(), seeds=_seeds(subject))
-        return run.x, run.labels, None
+        return run.x, {"labels": run.labels}, None
     reference, real = reference_and_real(subject.data)
-    y, labels = reference.batch(list(range(min(4 * subject.seeds, len(reference)))))
-    return y, labels if subject.denoiser.label_dim else None, real
+    rows = range(min(4 * subject.seeds, len(reference)))
+    y, labels = reference.batch(rows)
+    conditions: dict[str, Any] = dict(image_condition(subject.denoiser, reference, rows, y))
+    return y, conditions | {"labels": labels if subject.denoiser.label_dim else None}, real
 
 
 def decided(subject: Subject) -> Section:
     """Where along the noise levels the samples are decided."""
     from ..report.instruments import decided_plot
 
-    classify = _classifier(subject.denoiser)
-    found = analysis.decided(
-        subject.denoiser, seeds=_seeds(subject, 4 * subject.seeds), classify=classify, progress=subject.progress
-    )
+    classify, seeds = _classifier(subject.denoiser), _seeds(subject, 4 * subject.seeds)
+    asked: dict[str, Any] = dict(subject.asked(seeds))
+    found = analysis.decided(subject.denoiser, seeds=seeds, classify=classify, progress=subject.progress, **asked)
     noise = (subject.objective or EDM.objective).noise
     training = analysis.training_density(noise, found.sigmas)
     rows = [

@@ -49,6 +49,8 @@ def analyze(
     recommended samplers. only: names of INSTRUMENTS; all that can run when None (the loss needs data). seeds: samples
     each instrument looks at. num: samples of a score. say: is told what begins.
 
+    A model with an image condition or vectors as labels needs data: samples follow theirs (`request.asked_by_data`).
+
     Raises ValueError for unknown instruments and for the loss without data, FileExistsError for a folder with something
     in it.
     """
@@ -56,6 +58,8 @@ def analyze(
     for one in chosen:
         require(one in INSTRUMENTS, unknown("instrument", one, INSTRUMENTS))
     require(data is not None or "loss" not in chosen, "loss: needs DATA beside the model")
+    follows = denoiser.conditioning is not None or denoiser.vector_labels
+    require(data is not None or not follows, "DATA is needed: samples of this model follow an image or vector of it")
     require(seeds >= 2, f"seeds: got {seeds}; expected at least 2 samples")
     design = design_of(denoiser)
     subject = Subject(

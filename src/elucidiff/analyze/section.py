@@ -6,9 +6,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
+from torch import Tensor
+
+from ..analysis import reference_and_real
 from ..data import Dataset
 from ..denoiser import Denoiser
 from ..objective import Objective
+from ..request import asked_by_data
 
 
 class Picture(NamedTuple):
@@ -59,6 +63,12 @@ class Subject:
     seeds: int = 16
     num: int = 500
     progress: bool = False
+
+    def asked(self, seeds: Sequence[int]) -> dict[str, Tensor]:
+        """Labels and conditions of the samples of some seeds, of the data that are no reference (`asked_by_data`)."""
+        if self.data is None:
+            return {}
+        return asked_by_data(self.denoiser, reference_and_real(self.data)[1], seeds)
 
 
 def short(value: float | None, digits: int = 3) -> str:

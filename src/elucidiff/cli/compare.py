@@ -78,6 +78,7 @@ def compare(
     """Score samplers on models over budgets of network evaluations (NFE), with spread, beside real data.
 
     With --out every measurement is stored as soon as it is made; the same command goes on where it was stopped.
+    Samples of a model that needs an image or vectors follow those of the data that are no reference.
 
     Example: elucidiff compare runs/digits digits --samplers edm,unipc,dpmpp_2m --nfe 5,8,12 --num 200 --out compared
     Example: elucidiff compare runs/digits digits --search stochasticity --samplers edm --nfe 35 --out churn

@@ -18,6 +18,7 @@ from .numerics import check_precision
 OPTIONAL: dict[str, Any] = {
     "ema": (),
     "lr_decay": None,
+    "lr_cooldown": None,
     "augment": None,
     "accumulate": 1,
     "clip": None,
@@ -63,7 +64,8 @@ class TrainConfig(Value):
     init: a model whose weights, preconditioning and sigma_data training starts from: fine-tuning.
     design: its preconditioning and objective are trained. sigma_data: None measures it and uses it.
     images: how many to train on, repeats included; `batch` of them a step.
-    lr: of Adam, reached after `lr_ramp` images; lr_decay: see `lr_at`. ema_halflife, ema_ramp: see `ema_beta`.
+    lr: of Adam, reached after `lr_ramp` images; lr_decay: how it falls, lr_cooldown: over how many images it goes to 0
+    at the end, see `lr_at`. ema_halflife, ema_ramp: see `ema_beta`.
     ema: the averages of weights to keep in the place of that half-life, e.g. (HalfLife(500_000.0), Power()); the first
     is the model of a snapshot, the others lie beside it.
     conditional: use the labels of the data, if any; label_dropout: the chance to train a sample
@@ -118,6 +120,7 @@ class TrainConfig(Value):
     device: str = "cpu"
     ema: tuple[Averaging, ...] = ()
     lr_decay: int | None = None
+    lr_cooldown: int | None = None
     accumulate: int = 1
     clip: float | None = None
     stratified: bool = False
@@ -147,6 +150,8 @@ class TrainConfig(Value):
         require(self.lr_ramp >= 0, f"lr_ramp: got {self.lr_ramp}; expected at least 0 images")
         require(self.ema_halflife > 0, f"ema_halflife: got {self.ema_halflife}; expected a number of images above 0")
         require(self.lr_decay is None or self.lr_decay >= 1, f"lr_decay: got {self.lr_decay}; expected 1 image or more")
+        cooldown = self.lr_cooldown
+        require(cooldown is None or cooldown >= 1, f"lr_cooldown: got {cooldown}; expected 1 image or more, or none")
         require(
             self.accumulate <= self.batch,
             f"accumulate: got {self.accumulate} parts of a batch of {self.batch}; expected at most one a sample",
@@ -172,7 +177,8 @@ class TrainConfig(Value):
     def differences(self, other: TrainConfig) -> dict[str, tuple[Any, Any]]:
         """The fields that change results and differ, with both values; names below "network" and so on have dots."""
         mine, theirs = (_flat(value.to_dict()) for value in (self, other))
-        names = [n for n in {**mine, **theirs} if n.partition(".")[0] not in HARMLESS and mine.get(n) != theirs.get(n)]
+        harmless = set(HARMLESS) - ({"images"} if self.lr_cooldown or other.lr_cooldown else set())
+        names = [n for n in {**mine, **theirs} if n.partition(".")[0] not in harmless and mine.get(n) != theirs.get(n)]
         return {name: (mine.get(name), theirs.get(name)) for name in names}
 
     def _check_watched(self) -> None:
@@ -200,12 +206,17 @@ class TrainConfig(Value):
         return members_of(self.ema or (HalfLife(self.ema_halflife, self.ema_ramp),))
 
     def lr_at(self, images: float) -> float:
-        """The learning rate of the step that ends at t images: lr min(t/t_ramp, 1) / sqrt(max(t/t_ref, 1)).
+        """The learning rate of the step that ends at t images: lr min(t/t_ramp, 1) / sqrt(max(t/t_ref, 1)) min(r/c, 1).
 
-        t_ramp is `lr_ramp` and t_ref is `lr_decay`, in images (EDM2 paper); None: no decay (EDM).
+        t_ramp is `lr_ramp` and t_ref is `lr_decay`, in images (EDM2 paper); None: no decay (EDM). c is `lr_cooldown`
+        and r the images that are left before the step, so that a run of `images` ends at 0; None: no cooldown.
         """
-        ramped = self.lr * min(images / max(self.lr_ramp, 1), 1)
-        return ramped if self.lr_decay is None else ramped / math.sqrt(max(images / self.lr_decay, 1))
+        lr = self.lr * min(images / max(self.lr_ramp, 1), 1)
+        if self.lr_decay is not None:
+            lr /= math.sqrt(max(images / self.lr_decay, 1))
+        if self.lr_cooldown is not None:
+            lr *= min(max((self.steps + 1) * self.batch - images, 0) / self.lr_cooldown, 1)
+        return lr
 
     @property
     def steps(self) -> int:

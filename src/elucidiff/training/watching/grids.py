@@ -10,14 +10,13 @@ from torch import Tensor
 
 from ...data.writing import contact_sheet, write_image
 from ...design import EDM
+from ...request import image_condition
 from ...sampler import Sampler, sample
 from ..checkpoint import State
 from ..trainer import Step, Trainer
 from .watch import Watcher
 
 if TYPE_CHECKING:
-    from ...data import Dataset
-    from ...denoiser import Preconditioned
     from .trackers import Trackers
 
 SAMPLER: Sampler = EDM.sampler.replace(steps=8)  # 15 evaluations: what a model can do shows, and it costs little
@@ -106,14 +105,6 @@ def conditions_of_samples(trainer: Trainer, n: int, columns: int) -> dict[str, A
     if model.label_dim:
         conditions["labels"] = vectors if model.vector_labels else torch.arange(n) % model.label_dim
     return conditions | image_condition(model, data, rows, y)
-
-
-def image_condition(model: Preconditioned, data: Dataset, rows: Tensor, y: Tensor) -> dict[str, Tensor]:
-    """What a model with a conditioning is given beside y (B, *), which are rows of the data; nothing for others."""
-    c = None if model.conditioning is None else data.conditions(rows)
-    if model.conditioning is not None and model.conditioning.from_data:
-        c = model.conditioning.of(y)
-    return {} if c is None else {"condition": c}
 
 
 def write_picture(path: Path, x: Tensor, trainer: Trainer, columns: int) -> None:

@@ -14,11 +14,12 @@ from torch import Tensor
 from ...data import Dataset
 from ...denoiser import evaluation_mode
 from ...objective import loss_at
+from ...request import asked_by_data, image_condition
 from ...sampler import sample
 from ...seeds import Stream, keyed, keyed_normal
 from ..checkpoint import State
 from ..trainer import Step, Trainer
-from .grids import SAMPLER, image_condition
+from .grids import SAMPLER
 from .watch import JsonLines
 
 if TYPE_CHECKING:
@@ -107,16 +108,11 @@ class HeldOut(JsonLines):
         from ...analysis import score_samples  # the measurements, which training does not need
 
         model, n = trainer.ema.module, config.score_num
-        rows = torch.arange(n) % len(data)
-        y, labels = data.batch(rows)
-        conditions: dict[str, Any] = dict(image_condition(trainer.model, data, rows, y))
-        if trainer.model.vector_labels:
-            conditions["labels"] = labels
-        drawn = sample(model, SAMPLER, seeds=range(n), batch_size=config.batch, **conditions)
+        asked: dict[str, Any] = asked_by_data(trainer.model, data, range(n))
+        drawn = sample(model, SAMPLER, seeds=range(n), batch_size=config.batch, **asked)
         if not bool(drawn.x.isfinite().all()):
             return dict.fromkeys(config.scores)
-        asked = drawn.labels
-        found = score_samples(drawn.x.cpu(), data, trainer.dataset, labels=asked, metrics=config.scores)
+        found = score_samples(drawn.x.cpu(), data, trainer.dataset, labels=drawn.labels, metrics=config.scores)
         values = {score.metric: score.value for score in found}
         real = {f"{score.metric}_real": score.real for score in found}
         return dict.fromkeys(config.scores) | values | real
