@@ -81,11 +81,15 @@ def test_float16_trains_and_leaves_out_steps_whose_gradients_overflow():
     assert torch.equal(weights_of(trainer.model), before) and not trainer.optimizer.state
     assert torch.equal(weights_of(trainer.ema.module), average)
     assert trainer.scaler.get_scale() == 2.0**59 and math.isfinite(step.loss)
+    assert step.skipped == "a gradient overflowed float16; the loss scale is 5.76461e+17 now"
+    assert all(trainer.train_step().skipped for _ in range(11)) and not trainer.optimizer.state  # and none is an error
+    assert trainer.skipped == 0
 
     data = points(std=(0.1, 1.5))
     trainer, plain = start(data, precision="float16", lr=3e-3), start(data, lr=3e-3)
     assert trainer.scaler.get_scale() == INITIAL_SCALE
     losses, expected = ([t.train_step().loss for _ in range(150)] for t in (trainer, plain))
+    assert plain.train_step().skipped is trainer.train_step().skipped is None
     assert np.mean(expected[-20:]) < 0.8 * np.mean(expected[:5])  # it trains at all
     assert np.mean(losses[-20:]) == pytest.approx(np.mean(expected[-20:]), rel=0.02)
 

@@ -144,7 +144,8 @@ class Trainer:
         """One step of Adam on one batch.
 
         Where a loss or a gradient is not finite, nothing is changed and the next step goes on (`Step.skipped`); the
-        tenth such step in a row raises TrainingError, and so does an update that makes a weight so.
+        tenth such step in a row raises TrainingError, and so does an update that makes a weight so. float16 overflows
+        now and then, at the start above all; its steps are skipped too, and do not count.
 
         The batch is worked through in `accumulate` parts, whose gradients are summed: memory falls, and the step is the
         same but for rounding, and for the masks of dropout, which each part draws for itself. Several processes share
@@ -157,9 +158,11 @@ class Trainer:
             normalize_weights(self.uncertainty)
         _, seen = halving(self, self.weights.collect)
         joined = Seen(*(self.ranks.joined(torch.cat(column)) for column in zip(*seen, strict=True)))
-        reason = self._not_finite(joined)
+        reason, scale = self._not_finite(joined), self.scaler.get_scale()
         norm, reason = (torch.tensor(math.nan), reason) if reason else self._update()
         self._count(reason)
+        if self.scaler.get_scale() < scale:  # expected of float16, whose scale is found so: not counted
+            reason = f"a gradient overflowed float16; the loss scale is {self.scaler.get_scale():g} now"
         self.step += 1
         lr, loss = config.lr_at(self.images_seen), joined.minimised.mean().item()
         replaced = int((joined.good == 2).sum()) if config.on_bad_data == "skip" else 0
