@@ -11,13 +11,13 @@ from torch import Tensor
 
 from .component import require
 from .conditioning import checked_condition
-from .data import Dataset
 from .denoiser import Denoiser, one_hot
 from .seeds import Seeds, check_seeds
 from .solvers import Run
 from .tensors import widest_dtype
 
 if TYPE_CHECKING:
+    from .data import Dataset
     from .sampler import Sampler
 
 
