@@ -13,10 +13,12 @@ from torch.nn import functional
 
 import elucidiff as ed
 from elucidiff import analysis
+from elucidiff.analysis.recommend import recommend
 from elucidiff.cli.main import main
 from elucidiff.conditioning import Conditioning, Grey, LowRes, Paired
 from elucidiff.errors import FormatError
 from elucidiff.request import asked_by_data
+from elucidiff.training.watching import heldout
 
 MLP = ed.networks.MLP(width=128, depth=2)
 
@@ -319,6 +321,40 @@ def test_comparisons_give_a_model_the_conditions_of_the_data_that_are_no_referen
     (expected,) = analysis.score_samples(blurred, reference, rest, metrics=["fd"])
     assert found.points[0].scores["fd"].mean == pytest.approx(expected.value, rel=1e-9)
     assert found.points[0].scores["fd"].mean > 2 * found.real["fd"]
+
+
+def test_loss_and_recommendation_give_each_sample_its_own_condition():
+    data = ed.data.load("digits")
+    y = data.batch(range(16))[0]
+    sigma, weighting = torch.tensor([0.1, 2.0]), ed.EDM.objective.weighting
+    profile = analysis.loss_profile(Follows(), data, weighting, sigma, samples=16)
+    expected = weighting(sigma.double()) * (HALF.of(y) - y).double().square().mean()
+    assert torch.allclose(profile.mean, expected, rtol=1e-5)
+    (one,) = recommend(
+        Follows(),
+        [4],
+        learning=range(12),
+        fresh=range(40, 48),
+        asked=lambda seeds: asked_by_data(Follows(), data, seeds),
+    )
+    assert one.error < 1e-6 < one.scale  # exact samples and the sampler's follow the same images
+
+
+def test_scores_of_a_training_take_class_and_image_of_one_sample(tmp_path, monkeypatch):
+    data, asked = ed.data.load("digits"), {}
+
+    def remembered(*args, **given):
+        asked.update(given)
+        return ed.sample(*args, **given)
+
+    monkeypatch.setattr(heldout, "sample", remembered)
+    config = ed.TrainConfig(
+        network=ed.networks.MLP(width=16, depth=1), condition=HALF, images=64, batch=64, heldout=0.1, scores=("fd",),
+        score_num=60, snapshots=1, out=str(tmp_path / "run"),
+    )  # fmt: skip
+    ed.train(config, data=data)
+    y, labels = data.split(0.1)[1].batch(range(60))
+    assert torch.equal(asked["condition"], HALF.of(y)) and torch.equal(asked["labels"], labels)
 
 
 @pytest.mark.filterwarnings("ignore:.*samples for.*features")

@@ -84,6 +84,12 @@ def test_float16_trains_and_leaves_out_steps_whose_gradients_overflow():
     assert step.skipped == "a gradient overflowed float16; the loss scale is 5.76461e+17 now"
     assert all(trainer.train_step().skipped for _ in range(11)) and not trainer.optimizer.state  # and none is an error
     assert trainer.skipped == 0
+    hook = next(trainer.model.parameters()).register_hook(lambda gradient: gradient * math.inf)
+    trainer.scaler = torch.amp.GradScaler("cpu", init_scale=2.0)  # 1 is still a scale, and half of it is none
+    with pytest.raises(TrainingError, match=r"overflowed float16; the loss scale is 0.000976562 now \(10 steps"):
+        for _ in range(20):
+            trainer.train_step()
+    hook.remove()
 
     data = points(std=(0.1, 1.5))
     trainer, plain = start(data, precision="float16", lr=3e-3), start(data, lr=3e-3)

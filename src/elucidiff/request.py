@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 
 def image_condition(denoiser: Denoiser, data: Dataset, rows: Sequence[int] | Tensor, y: Tensor) -> dict[str, Tensor]:
-    """The condition that a model with one is given beside y (B, *), which are rows of the data; nothing for others.
+    """The condition (B, K, *size) of a model that has one, beside y (B, *), rows of the data; nothing for others.
 
     Raises ValueError where it can only come with the data, and these have none.
     """
@@ -35,13 +35,20 @@ def image_condition(denoiser: Denoiser, data: Dataset, rows: Sequence[int] | Ten
     return {"condition": c}
 
 
+def follows_data(denoiser: Denoiser) -> bool:
+    """Whether a seed alone does not say what a sample is to be: for image conditions, and labels that are vectors."""
+    return denoiser.conditioning is not None or denoiser.vector_labels
+
+
 def asked_by_data(denoiser: Denoiser, data: Dataset, seeds: Sequence[int]) -> dict[str, Tensor]:
     """What samples of a model are to follow that a seed alone does not say: image and labels of samples of the data.
 
-    The sample of seed s follows sample s of the data, from the first again at their end. Nothing for a model without
-    an image condition whose labels are classes, which are drawn, or that has none.
+    The sample of seed s follows sample s of the data, from the first again at their end: "condition" (n, K, *size),
+    "labels" (n, label_dim). Nothing for a model that has only classes, which are drawn, or none (`follows_data`).
+
+    Raises ValueError where the data have no conditions or no labels.
     """
-    if denoiser.conditioning is None and not denoiser.vector_labels:
+    if not follows_data(denoiser):
         return {}
     rows = [int(seed) % len(data) for seed in seeds]
     y, labels = data.batch(rows)

@@ -17,7 +17,7 @@ from ..component import require
 from ..data import Dataset
 from ..denoiser import Denoiser, FixedBatch
 from ..metrics import Features, SmallSampleWarning, extractor_for
-from ..request import asked_by_data
+from ..request import asked_by_data, follows_data
 from ..sampler import Sampler, sample
 from .scores import Score, expanded, reference_and_real, score_samples
 from .store import Store, key_of, tensor_digest
@@ -92,7 +92,7 @@ class Bench:
         size = 1 if sampler.solver.adaptive else self.batch_size  # an adaptive path depends on its batch
         device = next((t.device.type for t in (*model.parameters(), *model.buffers())), "cpu")
         how = {"model": identity, "sampler": sampler.to_dict(), "seed": seed, "batch": size, "device": device}
-        if model.conditioning is not None or model.vector_labels:
+        if follows_data(model):
             how["follows"] = "the data"
         key = key_of({"cell": how} | self.facts())
         return dict(self.store.get(key, lambda: self._draw(model, sampler, seed, size), note))

@@ -14,6 +14,7 @@ from ..denoiser import Denoiser
 from ..errors import unknown
 from ..files import folder_written_atomically
 from ..models import design_of
+from ..request import follows_data
 from . import instruments
 from .section import Section, Subject
 
@@ -58,8 +59,8 @@ def analyze(
     for one in chosen:
         require(one in INSTRUMENTS, unknown("instrument", one, INSTRUMENTS))
     require(data is not None or "loss" not in chosen, "loss: needs DATA beside the model")
-    follows = denoiser.conditioning is not None or denoiser.vector_labels
-    require(data is not None or not follows, "DATA is needed: samples of this model follow an image or vector of it")
+    needs = follows_data(denoiser)
+    require(data is not None or not needs, "DATA is needed: samples of this model follow images or vectors of data")
     require(seeds >= 2, f"seeds: got {seeds}; expected at least 2 samples")
     design = design_of(denoiser)
     subject = Subject(

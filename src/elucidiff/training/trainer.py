@@ -145,7 +145,8 @@ class Trainer:
 
         Where a loss or a gradient is not finite, nothing is changed and the next step goes on (`Step.skipped`); the
         tenth such step in a row raises TrainingError, and so does an update that makes a weight so. float16 overflows
-        now and then, at the start above all; its steps are skipped too, and do not count.
+        now and then, at the start above all; its steps are skipped too, and do not count
+        until the scale of the loss is below 1.
 
         The batch is worked through in `accumulate` parts, whose gradients are summed: memory falls, and the step is the
         same but for rounding, and for the masks of dropout, which each part draws for itself. Several processes share
@@ -160,9 +161,10 @@ class Trainer:
         joined = Seen(*(self.ranks.joined(torch.cat(column)) for column in zip(*seen, strict=True)))
         reason, scale = self._not_finite(joined), self.scaler.get_scale()
         norm, reason = (torch.tensor(math.nan), reason) if reason else self._update()
-        self._count(reason)
-        if self.scaler.get_scale() < scale:  # expected of float16, whose scale is found so: not counted
+        if lowered := self.scaler.get_scale() < scale:
             reason = f"a gradient overflowed float16; the loss scale is {self.scaler.get_scale():g} now"
+        found_so = lowered and self.scaler.get_scale() >= 1  # below, no scale will do
+        self._count(None if found_so else reason)
         self.step += 1
         lr, loss = config.lr_at(self.images_seen), joined.minimised.mean().item()
         replaced = int((joined.good == 2).sum()) if config.on_bad_data == "skip" else 0
