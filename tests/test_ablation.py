@@ -54,6 +54,15 @@ def test_each_configuration_changes_what_table_2_says(baseline, old):
     assert all(isinstance(c.network, NCSNPP if baseline == "ve" else DDPMPP) for c in made.values())
 
 
+def test_what_no_baseline_had_is_switched_off_where_table_2_adds_its_kind():
+    # math.md section 5: the published A is a learning rate, held after its ramp, and independent draws of the noise.
+    base = ed.recipes.cifar10().replace(lr_decay=70_000_000, lr_cooldown=10_000_000, stratified=True)
+    made = {letter: configuration(letter, base, CIFAR) for letter in "ABCDEF"}
+    assert "".join(letter for letter, c in made.items() if c.stratified) == "EF"
+    schedules = {letter: (c.lr_decay, c.lr_cooldown) for letter, c in made.items()}
+    assert schedules == {"A": (None, None)} | dict.fromkeys("BCDEF", (70_000_000, 10_000_000))
+
+
 def test_capacity_moves_down_only_where_there_is_room():
     assert moved_down(DDPMPP(channels=32, multipliers=(2, 2), attention=()), (1, 8, 8)).multipliers == (1, 2)
     assert moved_down(DDPMPP(channels=32, multipliers=(2, 2), attention=(), patch=2), (1, 32, 32)).multipliers == (

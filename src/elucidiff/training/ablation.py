@@ -29,7 +29,7 @@ from .loop import train
 
 CHANGES: Mapping[str, str] = {
     "A": "baseline",
-    "B": "hyper-parameters: batch, learning rate, averaging, dropout, no clipping",
+    "B": "hyper-parameters: batch, learning rate and its schedule, averaging, dropout, no clipping",
     "C": "capacity from the lowest to the higher resolutions",
     "D": "preconditioning of EDM",
     "E": "noise distribution and loss weight of EDM",
@@ -49,11 +49,11 @@ def configuration(letter: str, base: TrainConfig, shape: tuple[int, ...], baseli
     The recipe is F without its augmentation, that is E; F augments (with the recipe's own, or EDM's six at 12 %). What
     comes before takes a step back each:
 
-        D  the noise distribution and loss weight of the baseline, "vp" or "ve"
+        D  the noise distribution and loss weight of the baseline, "vp" or "ve"; noise levels are drawn independently
         C  its preconditioning too
         B  a network with more of its capacity at low resolution (`moved_down`), about as large
         A  learning rate, batch, ramp, half-life (with its own ramp) and dropout in the published ratio of A to B,
-           gradients clipped at norm 1
+           gradients clipped at norm 1, the learning rate constant after its ramp
 
     The x-flips that the published A to E have are left out: they suit photographs, not digits or letters. With "ve" a
     DDPM++ becomes an NCSN++ of the same sizes throughout, as published. Raises ValueError naming letters and baselines.
@@ -67,7 +67,7 @@ def configuration(letter: str, base: TrainConfig, shape: tuple[int, ...], baseli
     if letter == "F":
         return config.replace(augment=base.augment or augmentation_for(shape))
     if letter in "ABCD":
-        config = config.replace(design=config.design.replace(objective=old.objective))
+        config = config.replace(design=config.design.replace(objective=old.objective), stratified=False)
     if letter in "ABC":
         config = config.replace(design=config.design.replace(preconditioning=old.preconditioning))
     if letter in "AB":
@@ -89,6 +89,8 @@ def _with_old_hyperparameters(config: TrainConfig) -> TrainConfig:
         lr=config.lr * LR,
         batch=max(round(config.batch * BATCH), 1),
         lr_ramp=round(config.lr_ramp * RAMP),
+        lr_decay=None,
+        lr_cooldown=None,
         ema_halflife=config.ema_halflife * HALFLIFE,
         ema_ramp=None if config.ema_ramp is None else config.ema_ramp * HALFLIFE,  # short runs end within it
         clip=CLIP,
