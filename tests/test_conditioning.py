@@ -376,6 +376,33 @@ def test_a_conditioned_model_is_analysed_with_the_conditions_of_the_data(tmp_pat
     assert "DATA is needed: samples of this model follow" in capsys.readouterr().err
 
 
+@pytest.mark.filterwarnings("ignore:.*samples for.*features")
+def test_evaluate_gives_a_conditioned_model_the_conditions_of_the_data(tmp_path, capsys, vector_run):
+    ed.save(conditioned(label_dim=10), tmp_path / "model")
+    argv = ["evaluate", str(tmp_path / "model"), "digits", "--metrics", "fd", "--seeds", "895-904", "--steps", "2"]
+
+    def drawn(name: str, *options: str) -> tuple[torch.Tensor, dict]:
+        assert main([*argv, "--json", "--save", str(tmp_path / name), *options]) == 0
+        return ed.data.load(tmp_path / name).tensor(), json.loads(capsys.readouterr().out)
+
+    x, told = drawn("followed")
+    rest = ed.data.load("digits").split(0.5)[0]  # the other part is the reference
+    assert len(rest) == 899 and told["labels"] == told["condition"] == "of digits"
+    y, labels = rest.batch([seed % 899 for seed in range(895, 905)])
+    small, classes = HALF.reduced(y), ",".join(str(int(row.argmax())) for row in labels)
+    np.save(tmp_path / "small.npy", small.numpy())
+    named, said = drawn("named", "--condition", str(tmp_path / "small.npy"), "--labels", classes)
+    assert torch.equal(x, named) and said["labels"] == classes
+    np.save(tmp_path / "other.npy", small.roll(1, 0).numpy())
+    assert not torch.equal(x, drawn("other", "--condition", str(tmp_path / "other.npy"), "--labels", classes)[0])
+    assert main([*argv, "--labels", classes]) == 2  # classes of one's own have no images in the data
+    assert "--condition is needed" in capsys.readouterr().err
+
+    points = vector_run.parent / "data.npz"
+    assert main(["evaluate", str(vector_run), str(points), "--metrics", "fd", "--num", "9", "--steps", "2"]) == 0
+    assert "seeds 0-8, labels of data" in capsys.readouterr().out
+
+
 # Pairs
 
 

@@ -94,7 +94,8 @@ def evaluate(
 ) -> None:
     """Score a model's samples, or those in a folder or file, against held-out data, beside the value of real data.
 
-    Samples stay in memory unless --save names a folder. With --work an evaluation can be stopped and started again,
+    Samples of a model that needs images or vectors follow those of the data that are no reference, unless --condition
+    and --labels name others. Samples stay in memory unless --save names a folder. With --work an evaluation can be stopped and started again,
     and shared by processes (--shard, torchrun): the numbers are the same to the last digit.
 
     Example: elucidiff evaluate runs/digits digits --num 500 --repeat 3

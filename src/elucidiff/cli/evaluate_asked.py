@@ -179,16 +179,13 @@ def source_of(name: str, asked: Asked, rule: Yardstick) -> tuple[Source, dict[st
 
 def drawn_from(name: str, denoiser: Denoiser, asked: Asked, rule: Yardstick) -> tuple[FromModel, dict[str, Any]]:
     """A model's samples, and the model, sampler, guidance and seeds that they depend on."""
-    import torch
-
     from ..analysis.evaluation_sources import FromModel, shape_shown
     from ..models import design_of
     from ..seeds import as_ranges
-    from . import parse
 
     seeds = asked.numbers()
     chosen = chosen_sampler(denoiser, asked.sampler, asked.settings, asked.steps)
-    labels = parse.labels(asked.labels, len(seeds), denoiser)
+    conditions, told = _conditions(denoiser, asked, rule, seeds)
     guided = asked.guidance.of(denoiser, asked.own_device)
     shape = rule.data.shape if rule.data is not None else shape_shown(denoiser)
     image = rule.data.is_image if rule.data is not None else len(shape) == 3 and shape[0] in (1, 3)
@@ -198,17 +195,42 @@ def drawn_from(name: str, denoiser: Denoiser, asked: Asked, rule: Yardstick) -> 
         tuple(seeds),
         shape,
         image,
-        None if labels is None else torch.as_tensor(labels),
-        read_condition(asked.condition, len(seeds), denoiser),
+        conditions.get("labels"),
+        conditions.get("condition"),
         batch_size=asked.batch_size,
         micro_batch=MICRO_BATCH,
     )
     facts: dict[str, Any] = {"model": name, "fingerprint": source.fingerprint, **training_of(denoiser)}
     facts |= {"design": design.name} if (design := design_of(denoiser)) else {}
     facts |= {"seeds": as_ranges(seeds), "sampler": chosen.to_dict()}
-    facts |= {} if asked.labels is None else {"labels": asked.labels}
-    facts |= {} if asked.condition is None else {"condition": str(asked.condition)}
-    return source, facts
+    return source, facts | told
+
+
+def _conditions(
+    denoiser: Denoiser, asked: Asked, rule: Yardstick, seeds: list[int]
+) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Labels and condition of the samples, and in a word where each is from.
+
+    Where a model needs some and none are named, its samples follow those of the data that are no reference.
+    """
+    import torch
+
+    from ..request import asked_by_data
+    from . import parse
+
+    named = asked.labels is not None or asked.condition is not None
+    if not named and rule.data is not None and denoiser.shape in (None, rule.data.shape):
+        followed = asked_by_data(denoiser, rule.parts(asked.heldout)[0], seeds)
+        if followed:
+            return followed, dict.fromkeys(followed, f"of {rule.data.name}")
+    labels = parse.labels(asked.labels, len(seeds), denoiser)
+    condition = read_condition(asked.condition, len(seeds), denoiser)
+    found = {"labels": None if labels is None else torch.as_tensor(labels), "condition": condition}
+    told = {"labels": asked.labels, "condition": None if asked.condition is None else str(asked.condition)}
+    return (
+        {name: c for name, c in found.items() if c is not None},
+        {name: text for name, text in told.items() if text is not None},
+    )
 
 
 def guidance_facts(asked: Asked, source: Source, nfe: int | None) -> dict[str, Any]:
