@@ -94,9 +94,9 @@ def evaluate(
 ) -> None:
     """Score a model's samples, or those in a folder or file, against held-out data, beside the value of real data.
 
-    Samples of a model that needs images or vectors follow those of the data that are no reference, unless --condition
-    and --labels name others. Samples stay in memory unless --save names a folder. With --work an evaluation can be stopped and started again,
-    and shared by processes (--shard, torchrun): the numbers are the same to the last digit.
+    Samples stay in memory unless --save names a folder. With --work an evaluation can be stopped and started again,
+    and shared by processes (--shard, torchrun): the numbers are the same to the last digit. A model that needs
+    images or vectors is given those of the data that are no reference, or --condition and --labels.
 
     Example: elucidiff evaluate runs/digits digits --num 500 --repeat 3
     Example: elucidiff evaluate runs/mnist mnist-test.zip --features judge.json --out runs/mnist/evaluation.json
