@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -88,7 +88,7 @@ def check_levels(sigmas: Tensor) -> Tensor:
 
 def sample(
     denoiser: Denoiser | Callable[..., Tensor],
-    sampler: Sampler | Design,
+    sampler: Sampler | Design | None = None,
     *,
     seeds: Sequence[int] | None = None,
     latents: Tensor | None = None,
@@ -106,7 +106,7 @@ def sample(
 
     Args:
         denoiser: a Denoiser, or any function (x, sigma, **conditions) -> D.
-        sampler: a Sampler, or a Design, whose sampler is used.
+        sampler: a Sampler, or a Design, whose sampler is used; EDM's deterministic one when left out.
         seeds: one integer a sample; sample k depends on its own seed alone.
         latents: unit-variance noise (B, *) to start from instead. Needed beside it: `seeds` for
             samplers that draw noise.
@@ -125,7 +125,8 @@ def sample(
     Raises:
         ValueError: for seeds, labels, conditions, shapes or ranges that do not fit, saying what would.
     """
-    sampler, denoiser = sampler_of(sampler), as_denoiser(denoiser)
+    sampler, denoiser = Sampler() if sampler is None else sampler_of(sampler), as_denoiser(denoiser)
+    check_no_elements(conditions)
     request = Request(denoiser, seeds, latents, shape, labels, conditions)
     parts = list(request.parts(1 if sampler.solver.adaptive else batch_size))
     if len(parts) > 1 and not isinstance(denoiser, FixedBatch):
@@ -152,7 +153,7 @@ def sample(
 
 def sample_states(
     denoiser: Denoiser | Callable[..., Tensor],
-    sampler: Sampler | Design,
+    sampler: Sampler | Design | None = None,
     *,
     seeds: Sequence[int] | None = None,
     latents: Tensor | None = None,
@@ -162,7 +163,8 @@ def sample_states(
     **conditions: Any,
 ) -> Iterator[State]:
     """The same as a generator of States, for streaming and stepping; closing it cancels the run. No gradients."""
-    sampler, denoiser = sampler_of(sampler), as_denoiser(denoiser)
+    sampler, denoiser = Sampler() if sampler is None else sampler_of(sampler), as_denoiser(denoiser)
+    check_no_elements(conditions)
     request = Request(denoiser, seeds, latents, shape, labels, conditions)
     sigmas = sampler.sigmas(denoiser)
     with evaluation_mode(denoiser):
@@ -174,6 +176,16 @@ def sample_states(
             if state is None:
                 return
             yield state
+
+
+def check_no_elements(conditions: Mapping[str, Any]) -> None:
+    """Raise TypeError for elements of a sampler among what is passed to the denoiser."""
+    for name, value in conditions.items():
+        if name in Sampler.__dataclass_fields__:
+            raise TypeError(
+                f"{name}: an element of the sampler; give a sampler that has it, "
+                f"such as ed.EDM.sampler.replace({name}={value!r})"
+            )
 
 
 def sampler_of(choice: Sampler | Design) -> Sampler:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import numbers
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -16,6 +16,8 @@ MAX_SEED = 2**63 - 1
 
 def check_seeds(seeds: Sequence[int]) -> tuple[int, ...]:
     """The seeds as plain integers. Raises ValueError for anything but integers from 0 to MAX_SEED."""
+    if not isinstance(seeds, Iterable):
+        raise ValueError(f"seeds: got {seeds!r}; expected one integer a sample, such as range(16)")
     for seed in seeds:
         if isinstance(seed, bool) or not isinstance(seed, numbers.Integral) or not 0 <= seed <= MAX_SEED:
             raise ValueError(f"seeds: got {seed!r}; expected integers from 0 to {MAX_SEED}")

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..component import require
-from ..data import Dataset
+from ..data import DataLike, dataset_of
 from ..denoiser import Denoiser
 from ..metrics import Features
 from ..models import design_of
@@ -104,7 +104,7 @@ class Comparison:
 
 def compare(
     models: Mapping[str, Denoiser] | Denoiser,
-    data: Dataset,
+    data: DataLike,
     samplers: Mapping[str, Sampler | Design | None],
     nfes: Sequence[int],
     *,
@@ -122,7 +122,8 @@ def compare(
 
     Args:
         models: by name; each is scored against the same held-out data.
-        data: a part of it is the reference, the rest plays the samples in the real-against-real value.
+        data: what `ed.data.dataset_of` takes; a part of it is the reference, the rest plays the samples in the
+            real-against-real value.
         samplers: by name; None stands for the one of the design that a model was trained with.
         nfes: budgets; a sampler gets as many steps as one pays for (see `at_budget`), and is left out where that is
             none. Adaptive solvers and fixed lists of levels run once, at their own cost.
@@ -142,7 +143,7 @@ def compare(
         ValueError: for metrics, shapes or numbers that do not fit.
     """
     models = {"model": models} if isinstance(models, Denoiser) else dict(models)
-    budgets = tuple(dict.fromkeys(nfes))
+    data, budgets = dataset_of(data), tuple(dict.fromkeys(nfes))
     require(bool(models) and bool(samplers), "compare: got no models or no samplers; expected at least one of each")
     require(repeats >= 1, f"repeats: got {repeats}; expected at least 1")
     require(bool(budgets), "nfe: got no budgets; expected at least one")

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from ..component import require
-from ..data import Dataset, from_uint8, to_uint8
+from ..data import DataLike, Dataset, dataset_of, from_uint8, to_uint8
 from ..denoiser import Denoiser, as_denoiser, evaluation_mode
 from ..errors import unknown
 from ..latents import Ascent, Climb, check_samples
@@ -282,7 +282,7 @@ def _check(probes: int, trace: str, tolerance: float | None) -> None:
 
 def bits_per_dim(
     denoiser: Denoiser | Callable[..., Tensor],
-    data: Dataset,
+    data: DataLike,
     sampler: Sampler | Design = DEFAULT,
     *,
     levels: int | None = None,
@@ -303,7 +303,7 @@ def bits_per_dim(
     Args:
         denoiser: a Denoiser, or any function (x, sigma, **conditions) -> D. A class-conditional one is asked with the
             labels of the data.
-        data: the samples; a part of them is `data.subset(...)`.
+        data: the samples, as `ed.data.dataset_of` takes them; a part of them is `data.subset(...)`.
         sampler: as for `log_likelihood`.
         levels: of the data, evenly spaced from -1 to 1; None takes 256 for images, and a density for other data.
         seed: of the dequantisation and the probes.
@@ -314,6 +314,7 @@ def bits_per_dim(
             `log_likelihood` does.
     """
     denoiser = as_denoiser(denoiser)
+    data = dataset_of(data)
     x, labels = data.batch(range(len(data)))
     levels = 256 if levels is None and data.is_image else levels
     require(

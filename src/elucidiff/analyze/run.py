@@ -9,7 +9,7 @@ from typing import Any
 
 from ..analysis.recommend import BUDGETS
 from ..component import require
-from ..data import Dataset
+from ..data import DataLike, dataset_of
 from ..denoiser import Denoiser
 from ..errors import unknown
 from ..files import folder_written_atomically
@@ -32,7 +32,7 @@ Say = Callable[[str], None]
 
 def analyze(
     denoiser: Denoiser,
-    data: Dataset | None = None,
+    data: DataLike | None = None,
     *,
     name: str = "model",
     data_name: str | None = None,
@@ -55,6 +55,7 @@ def analyze(
     Raises ValueError for unknown instruments and for the loss without data, FileExistsError for a folder with something
     in it.
     """
+    data = None if data is None else dataset_of(data)
     chosen = list(only) if only is not None else [n for n in INSTRUMENTS if n != "loss" or data is not None]
     for one in chosen:
         require(one in INSTRUMENTS, unknown("instrument", one, INSTRUMENTS))

@@ -27,7 +27,7 @@ ModelArg = Annotated[
 DataArg = Annotated[
     str,
     typer.Argument(
-        help="'digits' (built in), a folder or .zip of images, .npz, .npy, CIFAR's or MNIST's files, shards "
+        help="'digits' (built in), a folder or .zip of images, .npz, .npy, .csv, CIFAR's or MNIST's files, shards "
         "x-{000..099}.tar, hf:owner/name.",
         show_default=False,
     ),

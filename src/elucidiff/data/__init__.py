@@ -6,6 +6,7 @@ from .arrays import from_arrays
 from .cache import Mapped
 from .dataset import Dataset, SigmaDataWarning, check_sigma_data
 from .images import from_uint8, to_uint8
+from .memory import DataLike, dataset_of
 from .prepare import Prepared, prepare
 from .resize import Resize
 from .shards import Shards
@@ -14,6 +15,7 @@ from .sources import load
 
 __all__ = [
     "BadDataWarning",
+    "DataLike",
     "Dataset",
     "Mapped",
     "Prepared",
@@ -21,6 +23,7 @@ __all__ = [
     "Shards",
     "SigmaDataWarning",
     "check_sigma_data",
+    "dataset_of",
     "from_arrays",
     "from_uint8",
     "load",

@@ -28,7 +28,7 @@ def labels_of_csv(content: bytes, names: Sequence[str], where: str) -> Labels:
     numbered in sorted order; or `name,v1,v2,...`, any other names of columns, with the entries of a vector.
     Every file has a row, and every row a file. Raises FormatError naming the row.
     """
-    return _labels(_rows(content, where), names, where)
+    return _labels(rows_of_csv(content, where), names, where)
 
 
 def labels_beside(path: Path, data: Path, root: str, names: Sequence[str]) -> Labels:
@@ -40,7 +40,7 @@ def labels_beside(path: Path, data: Path, root: str, names: Sequence[str]) -> La
     if path.stat().st_size > MAX_CSV:
         raise FormatError(f"{path}: {path.stat().st_size:,} bytes; at most {MAX_CSV:,} are read")
     where = f"{path} (labels of {data.name})"
-    header, *rows = _rows(path.read_bytes(), where)
+    header, *rows = rows_of_csv(path.read_bytes(), where)
     for own in (f"{data.name}/", f"{data.stem}/"):
         mine = [row for row in rows if row[0].startswith(own)]
         if mine and not any(name.startswith(own) for name in names):
@@ -61,17 +61,19 @@ def _labels(rows: list[list[str]], names: Sequence[str], where: str) -> Labels:
         if row[0] in by_name:
             raise FormatError(f"{where}: row {i}: {row[0]!r} occurs twice")
         by_name[row[0]] = [_number(cell, f"{where}: row {i}") for cell in row[1:]] if vectors else row[1].strip()
-    return (labels_in_order(by_name, names, where), None) if vectors else _classes(by_name, names, where)
+    return (labels_in_order(by_name, names, where), None) if vectors else classes_of(by_name, names, where)
 
 
-def _rows(content: bytes, where: str) -> list[list[str]]:
+def rows_of_csv(content: bytes, where: str, separator: str = ",") -> list[list[str]]:
+    """The rows that are not empty, at least one. Raises FormatError for what is no table."""
     try:
         text = content.decode("utf-8-sig")
-        rows = [row for row in csv.reader(io.StringIO(text, newline=""), strict=True) if row]
+        rows = [row for row in csv.reader(io.StringIO(text, newline=""), delimiter=separator, strict=True) if row]
     except (UnicodeDecodeError, csv.Error) as error:
-        raise FormatError(f"{where}: not a table of comma-separated values in UTF-8 ({error})") from error
+        kind = "comma" if separator == "," else "tab"
+        raise FormatError(f"{where}: not a table of {kind}-separated values in UTF-8 ({error})") from error
     if not rows:
-        raise FormatError(f"{where}: empty; expected a header such as name,label")
+        raise FormatError(f"{where}: empty; expected a table")
     return rows
 
 
@@ -95,12 +97,13 @@ def _number(cell: str, where: str) -> float:
         raise FormatError(f"{where}: {cell[:40]!r} is no number") from None
 
 
-def _classes(by_name: dict[str, str], names: Sequence[str], where: str) -> Labels:
+def classes_of(by_name: dict[str, str], names: Sequence[str], where: str) -> Labels:
+    """Labels of the named, in their order, from whole numbers or names of classes. Raises FormatError for a mixture."""
     texts = list(by_name.values())
     if all(_is_whole(text) for text in texts):
         return labels_in_order({name: int(text) for name, text in by_name.items()}, names, where), None
     for name, text in by_name.items():
-        if _is_numeric(text) or not text:
+        if is_numeric(text) or not text:
             raise FormatError(
                 f"{where}: {name!r} has the label {text[:40]!r}; expected whole numbers in all rows or names in all "
                 "(a number that is no class goes into a column named v1)"
@@ -114,7 +117,8 @@ def _is_whole(text: str) -> bool:
     return text.removeprefix("-").isascii() and text.removeprefix("-").isdigit() and len(text) < 20
 
 
-def _is_numeric(text: str) -> bool:
+def is_numeric(text: str) -> bool:
+    """Whether a cell is a number."""
     try:
         float(text)
     except ValueError:

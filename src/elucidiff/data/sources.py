@@ -27,6 +27,7 @@ from .idx import IMAGES, images_in, read_idx
 from .images import header
 from .shards import read_shards
 from .skipping import RAISE, SKIP, check_on_bad_data, left_out
+from .tables import SEPARATORS, read_table
 
 DIGITS = Path(__file__).with_name("digits.npz")
 INDEX, FETCHED = "index", "fetched"  # folders of the cache: indices of large shards, and those of the web
@@ -34,7 +35,7 @@ LARGE = 256 * 2**20  # bytes of decoded images that are kept unasked; fewer are 
 OFF = "off"
 BRACES = re.compile(r"\{(\d+)\.\.(\d+)\}")
 MAX_SHARDS = 100_000
-ARRAYS = {".npz": read_npz, ".npy": read_npy}
+ARRAYS = {".npz": read_npz, ".npy": read_npy} | dict.fromkeys(SEPARATORS, read_table)
 
 
 class CacheWarning(UserWarning):
@@ -54,6 +55,7 @@ def load(
     - a folder of PNG, JPEG or WebP images; dataset.json or labels.csv gives labels, or sub-folders are classes;
     - a .zip of the same, as the published data-set tools write it;
     - .npz (images, data, x, latents or arr_0; labels or y; classes) or .npy: see `from_arrays`;
+    - points in a .csv or .tsv file, a row each; a column named label or class has their labels;
     - CIFAR-10 and CIFAR-100 in their own files, python or binary: the folder, the .tar.gz, or one batch;
     - MNIST in its own files: ...images-idx3-ubyte[.gz], or the folder of them. Of both the training set is read;
       SOURCE:test is the test set;
@@ -146,14 +148,15 @@ def _file(path: Path, cache: Path, progress: Progress | None) -> Dataset:
     if suffix in ARRAYS:
         return ARRAYS[suffix](path)
     raise FormatError(
-        f"{path}: expected a folder of images, a .zip, .npz, .npy or .tar file, CIFAR's or MNIST's files, or 'digits'"
+        f"{path}: expected a folder of images, a .zip, .npz, .npy, .csv, .tsv or .tar file, CIFAR's or MNIST's files, "
+        "hf:owner/name, or 'digits'"
     )
 
 
 def is_named_data(text: str) -> bool:
     """Whether a name says that it is data and no model: digits, .zip, .tar, .npz, hf:, an address, CIFAR, MNIST."""
     path, _ = _part(text)
-    known = (".zip", ".npz", ".npy", ".tar")
+    known = (".zip", ".tar", *ARRAYS)
     return (
         text == "digits"
         or text.startswith(PREFIX)

@@ -16,7 +16,7 @@ from ..analysis.compare import Spread
 from ..analysis.store import Store, fingerprint
 from ..augment import for_shape as augmentation_for
 from ..component import require
-from ..data import Dataset
+from ..data import DataLike, Dataset, dataset_of
 from ..design import EDM, VE, VP, Design
 from ..errors import unknown
 from ..metrics import Features, extractor_for
@@ -171,7 +171,7 @@ class Ablation:
 
 
 def ablate(
-    data: Dataset,
+    data: DataLike,
     base: TrainConfig,
     out: str | Path,
     *,
@@ -181,7 +181,7 @@ def ablate(
     sampler: Sampler | Design = EDM,
     metrics: Sequence[str] = ("fd",),
     num: int = 1000,
-    reference: Dataset | None = None,
+    reference: DataLike | None = None,
     extractor: Features | None = None,
     progress: Report = silent,
     time_limit: float | None = None,
@@ -189,7 +189,7 @@ def ablate(
     """Train configurations A to F on the same data, each with several seeds, and score their samples.
 
     Args:
-        data: `base.heldout` of it is kept back as the reference, unless one is given.
+        data: what `ed.data.dataset_of` takes; `base.heldout` of it is kept back as the reference, unless one is given.
         configs: letters.
         baseline: "vp" or "ve".
         base: the recipe, see `configuration`; its `out` and `seed` are not used.
@@ -212,6 +212,7 @@ def ablate(
     require(len(set(seeds)) == len(seeds) > 0, f"seeds: got {tuple(seeds)}; expected different ones, at least one")
     require(reference is not None or base.heldout > 0, "heldout: got 0 and no reference; keep a part back, such as 0.5")
     out, chosen = Path(out), sampler_of(sampler)
+    data, reference = dataset_of(data), None if reference is None else dataset_of(reference)
     made = {letter: configuration(letter, base, data.shape, baseline) for letter in configs}
     bench = _bench(data, base.heldout, reference, num, metrics, extractor, Store(out / "scores.jsonl"))
     real = bench.real()

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import cast
 
 from .. import data as datasets
-from ..data import Dataset, Mapped
+from ..data import DataLike, Dataset, Mapped
 from ..denoiser import Preconditioned
 from ..files import refuse_existing, write_atomically
 from ..models import save
@@ -38,7 +38,7 @@ STOPPED = "stopped"  # a file of a run that was asked to stop and is to go on; a
 def train(
     config: TrainConfig,
     *,
-    data: Dataset | None = None,
+    data: DataLike | None = None,
     progress: bool = False,
     watchers: Sequence[Watcher] = (),
     resume: bool = False,
@@ -55,7 +55,8 @@ def train(
 
     Args:
         config: what to train; `out` is the run directory.
-        data: replaces loading `config.data`. With `heldout` above 0 the held-out part is not trained on.
+        data: replaces loading `config.data`: a Dataset, an array, whatever `ed.data.dataset_of` takes.
+            With `heldout` above 0 the held-out part is not trained on.
         progress: a bar on terminals, and every score as a line of stderr.
         watchers: are shown every step.
         resume: go on with the run that is there, from its newest good checkpoint: the result has the bits of a run that
@@ -82,7 +83,7 @@ def _train(
     config: TrainConfig,
     ranks: Ranks,
     device: str,
-    data: Dataset | None,
+    data: DataLike | None,
     progress: bool,
     watchers: Sequence[Watcher],
     resume: bool,
@@ -130,10 +131,11 @@ def _train(
     return run
 
 
-def _read(config: TrainConfig, data: Dataset | None, report: Report) -> Dataset:
+def _read(config: TrainConfig, data: DataLike | None, report: Report) -> Dataset:
     if data is None:
         return datasets.load(config.data, report, cache=config.cache, on_bad_data=config.on_bad_data)
-    return data.skipping() if config.on_bad_data == "skip" else data
+    dataset = datasets.dataset_of(data)
+    return dataset.skipping() if config.on_bad_data == "skip" else dataset
 
 
 def _check_place(run: Path, config: TrainConfig, resume: bool, allow_changes: bool) -> None:
