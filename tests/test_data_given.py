@@ -1,5 +1,6 @@
 """Data as people hold them: tables of points, arrays and tensors in memory, data sets of torch."""
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -186,3 +187,35 @@ def test_elements_of_the_sampler_and_a_number_of_samples_are_refused_with_what_i
             function(model, ed.EDM, seeds=range(2), steps=5)
         with pytest.raises(ValueError, match=r"seeds: got 16; expected one integer a sample, such as range\(16\)"):
             function(model, ed.EDM, seeds=16)
+
+
+def test_a_number_of_samples_and_a_budget_of_evaluations(tmp_path, capsys):
+    def drawn(name: str, *options: str) -> dict:
+        assert main(["sample", "exact:digits", "--out", str(tmp_path / name), *options]) == 0, capsys.readouterr().err
+        return json.loads((tmp_path / name / "samples.json").read_text())
+
+    found = drawn("multistep", "--num", "3", "--nfe", "10", "--set", "solver=dpmpp_2m")
+    assert found["seeds"] == [0, 1, 2] and (found["nfe"], found["sampler"]["steps"]) == (10, 10)
+    found = drawn("heun", "--num", "1", "--nfe", "10")
+    assert (found["nfe"], found["sampler"]["steps"]) == (9, 5)  # Heun's method makes 2 steps - 1 evaluations
+    capsys.readouterr()
+    argv = ["evaluate", "exact:digits", "digits", "--num", "9", "--metrics", "fd", "--json"]
+    assert main([*argv, "--nfe", "6", "--set", "solver=euler"]) == 0
+    assert json.loads(capsys.readouterr().out)["sampler"]["steps"] == 6
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--num", "3", "--seeds", "0-2"], "--num: --seeds says already which and how many"),
+        (["--nfe", "9", "--steps", "5"], "--nfe: says how many steps; leave --steps out"),
+        (["--nfe", "9", "--set", "solver=rk45"], "nfe: rk45 on edm has a cost of its own"),
+        (["--nfe", "2", "--set", "solver=rk4", "to_zero=false"], "--nfe: 2 is less than rk4 needs"),
+        (["--sampler", "heun"], "sampler: heun is a solver: --set solver=heun"),
+        (["--set", "solver=DPM++ 2M"], "unknown solver 'DPM++ 2M'; did you mean 'dpmpp_2m'?"),
+        (["--set", "solver=dpm++2m-sde"], "did you mean 'dpmpp_2m_sde'?"),
+    ],
+)
+def test_what_does_not_say_a_sampler_is_refused_with_what_would(tmp_path, capsys, options, message):
+    assert main(["sample", "exact:digits", "--out", str(tmp_path / "out"), *options]) == 2
+    assert message in capsys.readouterr().err and not (tmp_path / "out").exists()

@@ -25,6 +25,7 @@ from .options import (
     GuideOption,
     JsonOption,
     LabelsOption,
+    NfeOption,
     SamplerOption,
     SetOption,
     StepsOption,
@@ -67,6 +68,7 @@ def evaluate(
     key: Annotated[str | None, typer.Option("--key", help="Which statistics of a .pkl with several: fid.")] = None,
     sampler: SamplerOption = "edm",
     steps: StepsOption = None,
+    nfe: NfeOption = None,
     settings: SetOption = None,
     labels: LabelsOption = None,
     condition: ConditionOption = None,
@@ -107,7 +109,7 @@ def evaluate(
 
     wish = GuidanceAsked(guidance, guide, guidance_interval)
     asked = Asked(
-        data, reference, key, metrics, features, num, repeat, seeds, first_seed, heldout, sampler, steps, settings,
+        data, reference, key, metrics, features, num, repeat, seeds, first_seed, heldout, sampler, steps, nfe, settings,
         labels, condition, wish, batch_size, device,
     )  # fmt: skip
     portion = portion_of(shard)

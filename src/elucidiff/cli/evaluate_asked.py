@@ -42,6 +42,7 @@ class Asked:
     heldout: float
     sampler: str
     steps: int | None
+    nfe: int | None
     settings: list[str] | None
     labels: str | None
     condition: Path | None
@@ -184,7 +185,7 @@ def drawn_from(name: str, denoiser: Denoiser, asked: Asked, rule: Yardstick) -> 
     from ..seeds import as_ranges
 
     seeds = asked.numbers()
-    chosen = chosen_sampler(denoiser, asked.sampler, asked.settings, asked.steps)
+    chosen = chosen_sampler(denoiser, asked.sampler, asked.settings, asked.steps, nfe=asked.nfe)
     conditions, told = _conditions(denoiser, asked, rule, seeds)
     guided = asked.guidance.of(denoiser, asked.own_device)
     shape = rule.data.shape if rule.data is not None else shape_shown(denoiser)
@@ -263,7 +264,7 @@ def _given(name: str, asked: Asked) -> tuple[FromData, dict[str, Any]]:
 
     for option, value in (("--guidance", asked.guidance.weight or asked.guidance.guide or asked.guidance.interval),
                           ("--labels", asked.labels), ("--condition", asked.condition), ("--seeds", asked.seeds),
-                          ("--steps", asked.steps), ("--set", asked.settings)):  # fmt: skip
+                          ("--steps", asked.steps), ("--nfe", asked.nfe), ("--set", asked.settings)):  # fmt: skip
         if value is not None:
             what = "folder of samples" if Path(name).is_dir() else "file of samples"
             raise ValueError(f"{option}: {name} is a {what}; only a MODEL can be asked for it")

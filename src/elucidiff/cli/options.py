@@ -40,6 +40,10 @@ SetOption = Annotated[
 ]
 SamplerOption = Annotated[str, typer.Option("--sampler", help="edm, vp, ve, iddpm, model (its own), or a .json file.")]
 StepsOption = Annotated[int | None, typer.Option("--steps", help="Noise levels above 0; NFE = 2 steps - 1 with Heun.")]
+NfeOption = Annotated[
+    int | None,
+    typer.Option("--nfe", min=1, help="As many steps as this number of network evaluations a sample pays for."),
+]
 LabelsOption = Annotated[
     str | None,
     typer.Option(
@@ -248,8 +252,12 @@ def chosen_sampler(
     steps: int | None,
     published: dict[str, float | None] | None = None,
     churn: dict[str, float | None] | None = None,
+    nfe: int | None = None,
 ) -> Sampler:
-    """The sampler of --sampler, --steps, the published spellings, and --set, which comes last."""
+    """The sampler of --sampler, --steps, the published spellings, and --set; last comes --nfe, in the place of --steps.
+
+    Raises ValueError for settings that cannot be, and for a budget that is too small or does not say how many steps.
+    """
     from . import parse
 
     given = [f"{key}={value}" for key, value in (published or {}).items() if value is not None]
@@ -258,7 +266,19 @@ def chosen_sampler(
         given += ["stochasticity=churn", *churns]
     if steps is not None:
         given.append(f"steps={steps}")
-    return parse.apply_settings(parse.sampler(name, denoiser), [*given, *(settings or [])])
+    sampler = parse.apply_settings(parse.sampler(name, denoiser), [*given, *(settings or [])])
+    return sampler if nfe is None else _at_budget(sampler, nfe, steps, denoiser)
+
+
+def _at_budget(sampler: Sampler, nfe: int, steps: int | None, denoiser: Denoiser) -> Sampler:
+    from ..analysis.budget import at_budget
+
+    if steps is not None:
+        raise ValueError("--nfe: says how many steps; leave --steps out")
+    found = at_budget(sampler, nfe, denoiser.shape or (1,), denoiser)
+    if found is None:
+        raise ValueError(f"--nfe: {nfe} is less than {sampler.solver.kind} needs for its fewest steps")
+    return found[0]
 
 
 def check_resumable(out: Path, store: str) -> None:

@@ -97,6 +97,7 @@ def sampler(name: str, denoiser: Denoiser) -> Sampler:
     """
     from ..design import PRESETS
     from ..models import design_of
+    from ..solvers import Solver
 
     if name in PRESETS:
         return PRESETS[name].sampler
@@ -107,6 +108,8 @@ def sampler(name: str, denoiser: Denoiser) -> Sampler:
         return design.sampler
     path = Path(name)
     if path.suffix != ".json":
+        if name in Solver.kinds():
+            raise ValueError(f"sampler: {name} is a solver: --set solver={name}")
         raise ValueError(unknown("sampler", name, [*PRESETS, "model"]) + " or a .json file")
     return sampler_file(path)
 

@@ -22,6 +22,7 @@ from .options import (
     JsonOption,
     LabelsOption,
     ModelArg,
+    NfeOption,
     SamplerOption,
     SetOption,
     StepsOption,
@@ -41,9 +42,16 @@ FACTS = ("guidance", "condition", "decoded_from")
 def sample(
     model: ModelArg,
     out: Annotated[Path, typer.Option("--out", "--outdir", help="New folder for the samples.", show_default=False)],
-    seeds: Annotated[str, typer.Option("--seeds", help="One sample a seed: 0-63,70.")] = "0-63",
+    seeds: Annotated[
+        str | None, typer.Option("--seeds", help="One sample a seed: 0-63,70. Default: 0-63.", show_default=False)
+    ] = None,
+    num: Annotated[
+        int | None,
+        typer.Option("--num", min=1, help="In place of --seeds: 0 to NUM - 1.", show_default=False),
+    ] = None,
     sampler: SamplerOption = "edm",
     steps: StepsOption = None,
+    nfe: NfeOption = None,
     settings: SetOption = None,
     labels: LabelsOption = None,
     condition: ConditionOption = None,
@@ -81,7 +89,9 @@ def sample(
     from ..sampler import sample as draw
     from . import parse
 
-    wanted = parse.seeds(seeds)
+    if seeds is not None and num is not None:
+        raise ValueError("--num: --seeds says already which and how many; leave one of them out")
+    wanted = list(range(num)) if num is not None else parse.seeds(seeds or "0-63")
     portion = _portion(shard, resume)
     if portion is None or not (out.is_dir() and any(out.iterdir())):  # else it may be what this command wrote
         for place in (out, *([] if grid is None else [grid])):
@@ -96,6 +106,7 @@ def sample(
         steps,
         {"sigma_min": sigma_min, "sigma_max": sigma_max, "timesteps.rho": rho},
         churn,
+        nfe,
     )
     wish = GuidanceAsked(guidance, guide, guidance_interval)
     guided = wish.of(denoiser, device)
