@@ -69,10 +69,18 @@ def _default_threads():
     yield
 
 
-def pytest_collection_modifyitems(items):
-    """Whichever test asks first waits for the training, so each that may is slow and has time for it."""
+def pytest_collection_modifyitems(config, items):
+    """Whichever test asks first waits for the training, so each that may is slow and has time for it.
+
+    Processes of `make test` take whole files, since their fixtures are shared; the training is one process's, and first.
+    """
+    grouped = config.pluginmanager.hasplugin("xdist")
+    items.sort(key=lambda item: "digits_run" not in getattr(item, "fixturenames", ()))
     for item in items:
-        if "digits_run" in getattr(item, "fixturenames", ()):
+        trained = "digits_run" in getattr(item, "fixturenames", ())
+        if grouped:
+            item.add_marker(pytest.mark.xdist_group("digits_run" if trained else item.path.name))
+        if trained:
             item.add_marker(pytest.mark.slow)
             item.add_marker(pytest.mark.timeout(1500))
         if "promise" in getattr(item, "fixturenames", ()):

@@ -56,11 +56,13 @@ def test_each_configuration_changes_what_table_2_says(baseline, old):
 
 def test_what_no_baseline_had_is_switched_off_where_table_2_adds_its_kind():
     # math.md section 5: the published A is a learning rate, held after its ramp, and independent draws of the noise.
-    base = ed.recipes.cifar10().replace(lr_decay=70_000_000, lr_cooldown=10_000_000, stratified=True)
+    added = {"lr_decay": 70_000_000, "lr_cooldown": 10_000_000, "beta2": 0.99}
+    base = ed.recipes.cifar10().replace(stratified=True, **added)
     made = {letter: configuration(letter, base, CIFAR) for letter in "ABCDEF"}
     assert "".join(letter for letter, c in made.items() if c.stratified) == "EF"
-    schedules = {letter: (c.lr_decay, c.lr_cooldown) for letter, c in made.items()}
-    assert schedules == {"A": (None, None)} | dict.fromkeys("BCDEF", (70_000_000, 10_000_000))
+    optimizers = {letter: {name: getattr(c, name) for name in added} for letter, c in made.items()}
+    published = {"lr_decay": None, "lr_cooldown": None, "beta2": 0.999}
+    assert optimizers == {"A": published} | dict.fromkeys("BCDEF", added)
 
 
 def test_capacity_moves_down_only_where_there_is_room():

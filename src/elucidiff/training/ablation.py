@@ -40,6 +40,7 @@ BASELINES: Mapping[str, Design] = {"vp": VP, "ve": VE}
 # Hyper-parameters of A over those of B, as published for CIFAR-10 (EDM paper, appendix F).
 LR, BATCH, RAMP, HALFLIFE, DROPOUT = 2e-4 / 1e-3, 128 / 512, 640 / 10_000, 900 / 500, 0.10 / 0.13
 CLIP = 1.0
+ADAM = {"beta1": 0.9, "beta2": 0.999, "adam_eps": 1e-8}
 LOWEST = 4  # pixels a side that an additional lowest level must keep
 
 
@@ -53,7 +54,7 @@ def configuration(letter: str, base: TrainConfig, shape: tuple[int, ...], baseli
         C  its preconditioning too
         B  a network with more of its capacity at low resolution (`moved_down`), about as large
         A  learning rate, batch, ramp, half-life (with its own ramp) and dropout in the published ratio of A to B,
-           gradients clipped at norm 1, the learning rate constant after its ramp
+           gradients clipped at norm 1, the learning rate constant after its ramp, Adam as published
 
     The x-flips that the published A to E have are left out: they suit photographs, not digits or letters. With "ve" a
     DDPM++ becomes an NCSN++ of the same sizes throughout, as published. Raises ValueError naming letters and baselines.
@@ -91,6 +92,7 @@ def _with_old_hyperparameters(config: TrainConfig) -> TrainConfig:
         lr_ramp=round(config.lr_ramp * RAMP),
         lr_decay=None,
         lr_cooldown=None,
+        **ADAM,
         ema_halflife=config.ema_halflife * HALFLIFE,
         ema_ramp=None if config.ema_ramp is None else config.ema_ramp * HALFLIFE,  # short runs end within it
         clip=CLIP,
