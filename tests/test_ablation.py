@@ -9,6 +9,7 @@ import pytest
 import torch
 
 import elucidiff as ed
+from elucidiff.analysis.scores import usual_metrics
 from elucidiff.augment import Augment
 from elucidiff.networks import DDPMPP, MLP, NCSNPP
 from elucidiff.recipes import RECIPES, recipe
@@ -155,6 +156,14 @@ def test_a_training_that_was_stopped_half_way_is_resumed(tmp_path):
     assert again.to_dict() == whole.to_dict() and not partial.exists()
     a, b = (ed.load(home / "vp-E-0") for home in (tmp_path / "whole", half))
     assert all(torch.equal(p, q) for p, q in zip(a.parameters(), b.parameters(), strict=True))
+
+
+def test_agreement_is_measured_where_the_classes_can_be_told(tmp_path):
+    digits, classifier = ed.data.load("digits"), ed.metrics.DigitFeatures()
+    assert usual_metrics(digits, classifier) == ("fd", "agreement")
+    assert usual_metrics(digits, ed.metrics.Identity()) == ("fd",)
+    assert usual_metrics(ed.data.from_arrays(digits.values), classifier) == ("fd",)
+    assert ablate(points(), BASE, tmp_path, configs="E", seeds=(0,), num=20).facts["metrics"] == ["fd"]
 
 
 def test_another_configuration_in_the_same_folder_is_refused(tmp_path):

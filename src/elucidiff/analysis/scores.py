@@ -12,7 +12,7 @@ from torch import Tensor
 from ..component import require
 from ..data import Dataset, from_uint8, to_uint8
 from ..errors import unknown
-from ..metrics import Features, extractor_for
+from ..metrics import ClassFeatures, Features, extractor_for
 from ..seeds import Stream, keyed
 from .measures import MEASURES, Sets, Side
 
@@ -56,6 +56,12 @@ def expanded(metrics: Sequence[str]) -> tuple[str, ...]:
         known = (*ALL_METRICS, *GROUPS)
         require(metric in known, unknown("metric", metric, known))
     return tuple(dict.fromkeys(name for metric in metrics for name in GROUPS.get(metric, (metric,))))
+
+
+def usual_metrics(data: Dataset, extractor: Features) -> tuple[str, ...]:
+    """The Frechet distance, and class agreement where the extractor tells the classes of these data apart."""
+    classes = isinstance(extractor, ClassFeatures) and 0 < data.label_dim == extractor.label_dim
+    return ("fd", "agreement") if classes else ("fd",)
 
 
 def score_samples(

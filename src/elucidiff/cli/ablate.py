@@ -44,7 +44,10 @@ def ablate(
         str | None, typer.Option("--reference", metavar="DATA", help="Data to compare with. Default: a part kept back.")
     ] = None,
     heldout: Annotated[float, typer.Option("--heldout", help="The part that is kept back without --reference.")] = 0.5,
-    metrics: Annotated[str, typer.Option("--metrics", help=METRICS_HELP)] = "fd,agreement",
+    metrics: Annotated[
+        str | None,
+        typer.Option("--metrics", help=METRICS_HELP + " Default: fd; and agreement, if it can be.", show_default=False),
+    ] = None,
     features: FeaturesOption = None,
     num: Annotated[int, typer.Option("--num", min=4, help="Samples of each model.")] = 1000,
     device: DeviceOption = "cpu",
@@ -77,7 +80,7 @@ def ablate(
             configs=[letter.strip().upper() for letter in configs.split(",")],
             baseline=baseline,
             seeds=range(runs),
-            metrics=[metric.strip() for metric in metrics.split(",")],
+            metrics=None if metrics is None else [metric.strip() for metric in metrics.split(",")],
             num=num,
             reference=None if reference is None else read_data(reference),
             extractor=chosen_features(features),
@@ -114,9 +117,10 @@ def _print(found: Ablation) -> None:
         for cell in found.cells
     ]
     rows.append(["", "real data at the same size", "", *(number(value) for value in found.real.values())])
-    runs = len(found.cells[0].runs)
+    n = len(found.cells[0].runs)
+    runs = "1 run" if n == 1 else f"{n} runs"
     show.table(
-        f"{facts['baseline'].upper()} baseline, {facts['recipe']['images']:,} images, {runs} runs each, "
+        f"{facts['baseline'].upper()} baseline, {facts['recipe']['images']:,} images, {runs} each, "
         f"{facts['num']} samples, {facts['n_reference']} for reference",
         ["", "change", "parameters", *(LABELS[metric] for metric in found.real)],
         rows,

@@ -13,6 +13,7 @@ import torch
 
 from ..analysis.cells import Bench
 from ..analysis.compare import Spread
+from ..analysis.scores import usual_metrics
 from ..analysis.store import Store, fingerprint
 from ..augment import for_shape as augmentation_for
 from ..component import require
@@ -29,7 +30,7 @@ from .loop import train
 
 CHANGES: Mapping[str, str] = {
     "A": "baseline",
-    "B": "hyper-parameters: batch, learning rate and its schedule, averaging, dropout, no clipping",
+    "B": "hyper-parameters: batch, learning rate, averaging, dropout, clipping",
     "C": "capacity from the lowest to the higher resolutions",
     "D": "preconditioning of EDM",
     "E": "noise distribution and loss weight of EDM",
@@ -181,7 +182,7 @@ def ablate(
     baseline: str = "vp",
     seeds: Sequence[int] = (0, 1, 2),
     sampler: Sampler | Design = EDM,
-    metrics: Sequence[str] = ("fd",),
+    metrics: Sequence[str] | None = None,
     num: int = 1000,
     reference: DataLike | None = None,
     extractor: Features | None = None,
@@ -199,7 +200,7 @@ def ablate(
             that was interrupted is resumed from its checkpoint.
         seeds: of training; the samples of all have the seeds 0 to num - 1.
         sampler: draws the samples of every configuration.
-        metrics: of `score_samples`.
+        metrics: of `score_samples`; None: the Frechet distance, and class agreement where it can be told.
         num: how many samples of each model.
         extractor: what the metrics are measured on; chosen by the data when None.
         reference: other data to compare with; then all of `data` is trained on.
@@ -216,6 +217,8 @@ def ablate(
     out, chosen = Path(out), sampler_of(sampler)
     data, reference = dataset_of(data), None if reference is None else dataset_of(reference)
     made = {letter: configuration(letter, base, data.shape, baseline) for letter in configs}
+    extractor = extractor or extractor_for(data.shape, data.source)
+    metrics = usual_metrics(data, extractor) if metrics is None else metrics
     bench = _bench(data, base.heldout, reference, num, metrics, extractor, Store(out / "scores.jsonl"))
     real = bench.real()
     training = bench.held_in if reference is None else data
@@ -245,7 +248,7 @@ def _bench(
     reference: Dataset | None,
     num: int,
     metrics: Sequence[str],
-    extractor: Features | None,
+    extractor: Features,
     store: Store,
 ) -> Bench:
     bench = Bench.of(
@@ -254,7 +257,7 @@ def _bench(
         metrics=metrics,
         heldout=heldout or 0.5,
         batch_size=min(num, 250),
-        extractor=extractor or extractor_for(data.shape, data.source),
+        extractor=extractor,
         store=store,
     )
     if reference is None:
