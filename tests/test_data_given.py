@@ -12,6 +12,7 @@ import elucidiff as ed
 from elucidiff.analysis import compare
 from elucidiff.cli.main import main
 from elucidiff.data import dataset_of
+from elucidiff.data.sheets import write_sheet
 from elucidiff.errors import FormatError
 from elucidiff.training import ablate
 
@@ -219,3 +220,52 @@ def test_a_number_of_samples_and_a_budget_of_evaluations(tmp_path, capsys):
 def test_what_does_not_say_a_sampler_is_refused_with_what_would(tmp_path, capsys, options, message):
     assert main(["sample", "exact:digits", "--out", str(tmp_path / "out"), *options]) == 2
     assert message in capsys.readouterr().err and not (tmp_path / "out").exists()
+
+
+# Sheets of what is no image
+
+
+def pixels(path: Path) -> np.ndarray:
+    return np.asarray(Image.open(path).convert("RGB")).astype(int)
+
+
+def is_blue(rgb: np.ndarray) -> bool:
+    return tuple(rgb) == (0x00, 0x72, 0xB2)
+
+
+def test_points_are_drawn_where_they_are(tmp_path):
+    y = torch.tensor([[0.0, 10.0]] * 500 + [[1.0, 30.0]] * 500)  # half each: the middle 99 % reaches from end to end
+    x = torch.tensor([[0.5, 20.0], [0.0, 30.0], [1.0, 10.0]])
+    write_sheet(tmp_path / "points.png", x, y)
+    shown, side = pixels(tmp_path / "points.png"), 384
+    at = {(0.0, 0.0), (-0.8, 0.8), (0.8, -0.8)}  # right and up, in halves of the sheet
+    for right, up in at | {(-0.8, -0.8), (0.8, 0.8), (0.4, 0.4)}:
+        dot = shown[round(side / 2 * (1 - up)), round(side / 2 * (1 + right))]
+        assert is_blue(dot) == ((right, up) in at), (right, up)
+    assert tuple(shown[round(side * 0.9), round(side * 0.1)]) == (0xC9, 0xCE, 0xD4)  # of the data alone
+
+
+def test_signals_are_drawn_a_panel_each(tmp_path):
+    x = torch.tensor([1.0, -1.0, 1.0, -1.0, 1.0])[:, None, None].expand(5, 1, 16)  # 5 constants: two rows of panels
+    write_sheet(tmp_path / "signals.png", x)
+    blue = (pixels(tmp_path / "signals.png") == [0x00, 0x72, 0xB2]).all(-1)
+    assert blue.shape == (2 * 96, 4 * 192)
+    height = [np.flatnonzero(blue[a : a + 96, b : b + 192].any(1)) for a in (0, 96) for b in range(0, 768, 192)]
+    assert [len(rows) for rows in height] == [1] * 5 + [0] * 3
+    assert height[0] == height[2] == height[4] < 48 < height[1] == height[3]  # up and down
+
+
+@pytest.mark.parametrize("name", ["points", "signals"])
+def test_samples_that_are_no_images_come_on_a_sheet(tmp_path, capsys, name):
+    x = np.random.default_rng(0).normal(size=(70, 2) if name == "points" else (70, 1, 16)).astype(np.float32)
+    np.save(tmp_path / "x.npy", x)
+    assert main(["inspect", str(tmp_path / "x.npy"), "--sheet", str(tmp_path / "data.png")]) == 0
+    assert pixels(tmp_path / "data.png").shape[0] == (384 if name == "points" else 16 * 96)
+    argv = ["sample", f"exact:{tmp_path / 'x.npy'}", "--num", "70", "--steps", "2"]
+    for out, options in {"once": [], "parts": ["--resume"]}.items():
+        sheet = tmp_path / f"{out}.png"
+        assert main([*argv, "--out", str(tmp_path / out), "--grid", str(sheet), *options]) == 0, capsys.readouterr().err
+    assert (tmp_path / "once.png").read_bytes() == (tmp_path / "parts.png").read_bytes()
+    drawn = ed.data.load(tmp_path / "once" / "samples.npz").tensor()
+    write_sheet(tmp_path / "again.png", drawn if name == "points" else drawn[:64])
+    assert (tmp_path / "again.png").read_bytes() == (tmp_path / "once.png").read_bytes()

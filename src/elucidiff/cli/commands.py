@@ -49,7 +49,7 @@ def table1(as_json: JsonOption = False) -> None:
 def inspect(
     data: DataArg,
     sheet: Annotated[
-        Path | None, typer.Option("--sheet", help="Also write the first 64 images on one sheet, a PNG.")
+        Path | None, typer.Option("--sheet", help="Also show the first samples on one sheet, a PNG.")
     ] = None,
     as_json: JsonOption = False,
 ) -> None:

@@ -28,6 +28,7 @@ from .options import (
     StepsOption,
     chosen_sampler,
     load_model,
+    read_data,
 )
 
 if TYPE_CHECKING:
@@ -58,7 +59,7 @@ def sample(
     guidance: GuidanceOption = None,
     guide: GuideOption = None,
     guidance_interval: GuidanceIntervalOption = None,
-    grid: Annotated[Path | None, typer.Option("--grid", help="Also write all images on one sheet, a PNG.")] = None,
+    grid: Annotated[Path | None, typer.Option("--grid", help="Also show all samples on one sheet, a PNG.")] = None,
     shard: Annotated[
         str | None, typer.Option("--shard", metavar="I/N", help="Draw portion I of N (0/N to N-1/N); the last merges.")
     ] = None,
@@ -186,7 +187,7 @@ def _in_parts(
 
 
 def _late_grid(path: Path, out: Path, record: dict[str, Any]) -> None:
-    """The sheet of a folder of images, unless it is there already: the same as from the samples themselves."""
+    """The sheet of a folder of samples, unless it is there already: the same as from the samples themselves."""
     import torch
 
     from ..data.images import decode, from_uint8
@@ -196,7 +197,9 @@ def _late_grid(path: Path, out: Path, record: dict[str, Any]) -> None:
     if path.exists():
         return
     if (out / ARRAY).is_file():
-        raise ValueError(f"--grid: samples of shape {tuple(record['shape'][1:])} are not images")
+        with suppress(FileExistsError), file_written_atomically(path) as new:
+            show.write_grid(new, read_data(str(out / ARRAY)).tensor())
+        return
     files = [out / f"{name}.png" for name in file_names(record["seeds"])]
     pixels = torch.stack([torch.from_numpy(decode(f.read_bytes(), str(f)).copy()) for f in files])
     with suppress(FileExistsError), file_written_atomically(path) as new:  # another process may be faster

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
 
 MANY_CLASSES = 20  # whose counts are not listed one by one
+SIGNALS = 64  # on a sheet; as many images
 
 
 def as_json(value: Any) -> None:
@@ -53,13 +54,15 @@ def features_note(extractor: Features | None, dataset: Dataset) -> None:
 
 
 def write_grid(path: Path, x: Tensor) -> None:
-    """Write all images on one sheet. Raises ValueError for samples that are not images."""
+    """Write all samples (B, *) on one sheet: images as they are, anything else as a plot (the first 64 signals)."""
+    from ..data.sheets import write_sheet
     from ..data.writing import contact_sheet, write_image
 
-    if x.ndim != 4 or x.shape[1] not in (1, 3):
-        raise ValueError(f"--grid: samples of shape {tuple(x.shape[1:])} are not images")
     path.parent.mkdir(parents=True, exist_ok=True)
-    write_image(path, contact_sheet(x))
+    if x.ndim == 4 and x.shape[1] in (1, 3):
+        write_image(path, contact_sheet(x))
+    else:
+        write_sheet(path, (x[:SIGNALS] if x.ndim == 3 else x).float())  # as a file of them gives them back
 
 
 def data(dataset: Dataset, source: str, *, machine: bool) -> None:
@@ -132,13 +135,16 @@ def _first_rows(first: list[dict[str, Any]]) -> tuple[list[str], list[list[str]]
 
 
 def data_sheet(path: Path, dataset: Dataset) -> None:
-    """Write the first 64 images of a data set on one sheet. Raises ValueError for samples that are not images."""
+    """Write the first samples of a data set on one sheet: 64 images or signals, 256 points."""
+    from ..data.sheets import DOTS, write_sheet
     from ..files import refuse_existing
 
-    if not dataset.is_image:
-        raise ValueError(f"--sheet: samples of shape {dataset.shape} are not images")
     refuse_existing(path)
-    x, _ = dataset.batch(range(min(64, len(dataset))))
+    x, _ = dataset.batch(range(min(DOTS if len(dataset.shape) == 1 else SIGNALS, len(dataset))))
+    if not dataset.is_image:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_sheet(path, x)
+        return
     times = max(1, 64 // max(x.shape[2:]))  # small images are hard to see
     write_grid(path, x.repeat_interleave(times, 2).repeat_interleave(times, 3))
 
