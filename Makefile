@@ -33,7 +33,7 @@ demo: setup
 	$(BIN)/elucidiff demo
 
 test: setup
-	$(BIN)/python -m pytest -n auto --dist loadgroup --no-loadscope-reorder
+	$(BIN)/python -m pytest -n auto --dist loadfile --no-loadscope-reorder
 
 # One thread a process: the tensors are small, and the tests start several processes themselves.
 chaos: setup

@@ -1,5 +1,6 @@
 """What several test files use: the folder of shared data, a trained model, determinism, and the record of promises."""
 
+import fcntl
 import json
 import os
 import time
@@ -69,18 +70,17 @@ def _default_threads():
     yield
 
 
-def pytest_collection_modifyitems(config, items):
+def pytest_collection_modifyitems(items):
     """Whichever test asks first waits for the training, so each that may is slow and has time for it.
 
-    Processes of `make test` take whole files, since their fixtures are shared; the training is one process's, and first.
+    They come first: the processes of `make test` take whole files, and should all wait while one of them trains.
     """
-    grouped = config.pluginmanager.hasplugin("xdist")
-    items.sort(key=lambda item: "digits_run" not in getattr(item, "fixturenames", ()))
+    trained = {item.nodeid for item in items if "digits_run" in getattr(item, "fixturenames", ())}
+    first = {item.path for item in items if item.nodeid in trained}
+    place = {item.path: i for i, item in enumerate(reversed(items))}  # whole files, in their order
+    items.sort(key=lambda item: (item.path not in first, -place[item.path], item.nodeid not in trained))
     for item in items:
-        trained = "digits_run" in getattr(item, "fixturenames", ())
-        if grouped:
-            item.add_marker(pytest.mark.xdist_group("digits_run" if trained else item.path.name))
-        if trained:
+        if item.nodeid in trained:
             item.add_marker(pytest.mark.slow)
             item.add_marker(pytest.mark.timeout(1500))
         if "promise" in getattr(item, "fixturenames", ()):
@@ -101,14 +101,23 @@ def driver():
 
 @pytest.fixture(scope="session")
 def digits_run(tmp_path_factory) -> Path:
-    """A full run of the demo, as people get it: three minutes on all cores, for slow tests that need a trained model."""
+    """A full run of the demo, as people get it: three minutes on two cores, for slow tests that need a trained model.
+
+    Of several processes of tests the first one trains it, on all cores; the others wait.
+    """
     from elucidiff import demo
 
-    folder = tmp_path_factory.mktemp("digits") / "run"
-    threads = torch.get_num_threads()
-    torch.set_num_threads(os.cpu_count() or 1)
-    try:
-        demo.run_demo(folder, say=lambda text: None)
-    finally:
-        torch.set_num_threads(threads)
-    return folder
+    base = tmp_path_factory.getbasetemp()
+    folder = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "digits"
+    folder.mkdir(exist_ok=True)
+    with (folder / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not (folder / "done").exists():
+            threads = torch.get_num_threads()
+            torch.set_num_threads(os.cpu_count() or 1)
+            try:
+                demo.run_demo(folder / "run", say=lambda text: None)
+            finally:
+                torch.set_num_threads(threads)
+            (folder / "done").touch()
+    return folder / "run"
