@@ -45,6 +45,8 @@ def test_a_column_of_a_table_holds_the_labels(tmp_path):
 @pytest.mark.parametrize(
     ("rows", "message"),
     [
+        (("1.5,2x", "3,4"), "row 1: '2x' is no number"),  # no header: a sample would be lost
+        ((",0,1", "0,1,2"), "column 1 has no name in the first row; an index, as pandas writes it?"),
         ((",x,y", "0,1,2"), "column 1 has no name in the first row; an index, as pandas writes it?"),
         (("x,,y", "0,1,2"), r"column 2 has no name in the first row$"),
         (("x,y", "1,2", "3"), "row 3 has 1 cells; the first has 2"),

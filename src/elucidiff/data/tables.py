@@ -46,8 +46,9 @@ def read_table(path: Path) -> Dataset:
 
 
 def _is_header(row: list[str]) -> bool:
-    """Whether a first row names columns; also by 0, 1, 2 .., as pandas does where they have no names."""
-    return not all(map(is_numeric, row)) or (len(row) > 1 and row == [str(k) for k in range(len(row))])
+    """Whether a first row names columns: numbers in it are 0, 1, 2 .., as pandas writes them, or it is a sample."""
+    numbers = [cell for cell in row if is_numeric(cell)]
+    return row != ["0"] and numbers == [str(k) for k in range(len(numbers))]
 
 
 def _label_column(header: list[str], where: str) -> int | None:
