@@ -46,10 +46,10 @@ def test_the_bytes_are_those_of_the_tensors_of_a_run(tmp_path):
     weights = [*trainer.model.parameters(), *trainer.model.buffers(), *trainer.uncertainty.parameters()]
     assert found.weights == bytes_of(weights)
     assert found.gradients == bytes_of(p.grad for p in trainer.parameters)
-    assert found.adam == bytes_of(t for state in trainer.optimizer.state.values() for t in state.values())
+    assert found.moments == bytes_of(t for state in trainer.optimizer.state.values() for t in state.values())
     averages = [t for _, ema in trainer.averages for t in (*ema.module.parameters(), *ema.module.buffers())]
     assert found.averages == bytes_of(averages) > 1.9 * 4 * sum(p.numel() for p in trainer.model.parameters())
-    assert found.total == found.weights + found.gradients + found.adam + found.averages + found.activations
+    assert found.total == found.weights + found.gradients + found.moments + found.averages + found.activations
 
 
 def test_activations_are_those_kept_for_the_backward_pass(tmp_path, monkeypatch):
@@ -203,7 +203,7 @@ def test_dry_run_prints_a_table_or_json_and_writes_nothing(tmp_path, capsys, mon
         assert text in said, text
     assert main([*arguments, "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
-    assert found["steps"] == 100 and found["shape"] == [2] and found["memory"]["total"] > found["memory"]["adam"] > 0
+    assert found["steps"] == 100 and found["shape"] == [2] and found["memory"]["total"] > found["memory"]["moments"] > 0
     assert found["seconds"] == pytest.approx(100 * found["step_seconds"]) and found["images_per_second"] > 0
     assert sorted(p.name for p in tmp_path.iterdir()) == before
 

@@ -42,6 +42,7 @@ CONFIGURATIONS = {
     "accumulated, learned": (
         BASE.replace(accumulate=4, design=ed.EDM.replace(weighting=Learned()), label_dropout=0.2), points,
     ),
+    "muon": (BASE.replace(optimizer="muon"), points),
     "augmented, labels": (
         BASE.replace(
             network=DDPMPP(channels=8, multipliers=(1,), blocks=1, attention=()), augment=Augment(p=0.5), images=320,
@@ -218,7 +219,7 @@ OTHER = {  # of each field that a run may not change, another value
     "network": TINY.replace(width=8), "design": ed.VP, "sigma_data": 0.7, "batch": 64, "lr": 2e-3, "lr_ramp": 99, "beta1": 0.8,
     "beta2": 0.99, "adam_eps": 1e-7, "ema_halflife": 201.0, "ema_ramp": None, "heldout": 0.5, "conditional": False,
     "label_dropout": 0.1, "augment": Augment(p=0.5), "seed": 1, "device": "cuda", "ema": (Power(),), "lr_decay": 1000,
-    "lr_cooldown": 100,
+    "lr_cooldown": 100, "optimizer": "muon",
     "accumulate": 2, "clip": 1.0, "stratified": True, "precision": "bfloat16", "channels_last": True, "compile": True,
     "init": "runs/other", "condition": ed.conditioning.LowRes(2), "grad_nonfinite": "clean",
 }  # fmt: skip

@@ -61,7 +61,9 @@ def _rows(plan: Plan) -> list[tuple[str, str, str]]:
 
 
 def _memory_rows(memory: Memory) -> list[tuple[str, str, str]]:
-    parts = ", ".join(f"{name} {size(getattr(memory, name))}" for name in ("weights", "gradients", "adam", "averages"))
+    parts = ", ".join(
+        f"{name} {size(getattr(memory, name))}" for name in ("weights", "gradients", "moments", "averages")
+    )
     if memory.activations is None:
         return [("memory", size(memory.total), f"{parts}; without activations")]
     how = "activations {}, measured" if memory.measured else "activations at least {}, kept for the backward pass"

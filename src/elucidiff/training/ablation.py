@@ -41,7 +41,7 @@ BASELINES: Mapping[str, Design] = {"vp": VP, "ve": VE}
 # Hyper-parameters of A over those of B, as published for CIFAR-10 (EDM paper, appendix F).
 LR, BATCH, RAMP, HALFLIFE, DROPOUT = 2e-4 / 1e-3, 128 / 512, 640 / 10_000, 900 / 500, 0.10 / 0.13
 CLIP = 1.0
-ADAM = {"beta1": 0.9, "beta2": 0.999, "adam_eps": 1e-8}
+ADAM = {"optimizer": "adam", "beta1": 0.9, "beta2": 0.999, "adam_eps": 1e-8}
 LOWEST = 4  # pixels a side that an additional lowest level must keep
 
 

@@ -17,6 +17,7 @@ from .numerics import check_precision
 # Fields that came later, with their defaults: a configuration that does not use them is written as before.
 OPTIONAL: dict[str, Any] = {
     "ema": (),
+    "optimizer": "adam",
     "lr_decay": None,
     "lr_cooldown": None,
     "augment": None,
@@ -48,6 +49,7 @@ HARMLESS = (
     "checkpoint_every", "workers", "cache", "on_bad_data", "oom", "parallel",
 )  # fmt: skip
 CHOICES = {
+    "optimizer": ("adam", "muon"),
     "grad_nonfinite": ("skip", "clean"),
     "on_bad_data": ("raise", "skip"),
     "oom": ("raise", "halve"),
@@ -64,8 +66,9 @@ class TrainConfig(Value):
     init: a model whose weights, preconditioning and sigma_data training starts from: fine-tuning.
     design: its preconditioning and objective are trained. sigma_data: None measures it and uses it.
     images: how many to train on, repeats included; `batch` of them a step.
-    lr: of Adam, reached after `lr_ramp` images; lr_decay: how it falls, lr_cooldown: over how many images it goes to 0
-    at the end, see `lr_at`. ema_halflife, ema_ramp: see `ema_beta`.
+    optimizer: "adam", or "muon", whose steps of matrices are orthogonal (`optimizers.Muon`); beta1, beta2, adam_eps
+    belong to Adam. lr: reached after `lr_ramp` images; lr_decay: how it falls, lr_cooldown: over how many images it
+    goes to 0 at the end, see `lr_at`. ema_halflife, ema_ramp: see `ema_beta`.
     ema: the averages of weights to keep in the place of that half-life, e.g. (HalfLife(500_000.0), Power()); the first
     is the model of a snapshot, the others lie beside it.
     conditional: use the labels of the data, if any; label_dropout: the chance to train a sample
@@ -119,6 +122,7 @@ class TrainConfig(Value):
     snapshots: int = 4
     device: str = "cpu"
     ema: tuple[Averaging, ...] = ()
+    optimizer: str = "adam"
     lr_decay: int | None = None
     lr_cooldown: int | None = None
     accumulate: int = 1
@@ -167,6 +171,9 @@ class TrainConfig(Value):
         for name, wanted in CHOICES.items():
             require(getattr(self, name) in wanted, unknown(name, getattr(self, name), wanted))
         if self.parallel == "sharded":
+            require(
+                self.optimizer == "adam", "optimizer: muon needs whole matrices, parallel=sharded cuts them; use adam"
+            )
             require(not self.compile, "compile: does not work with parallel=sharded; leave one of the two out")
             require(self.oom == "raise", "oom: halve does not work with parallel=sharded; set a higher accumulate")
         require(self.workers is None or self.workers >= 0, f"workers: got {self.workers}; expected threads, 0 or none")

@@ -22,6 +22,7 @@ from ..networks import Network
 from ..progress import Report, silent
 from .config import TrainConfig
 from .ema import HalfLife
+from .optimizers import moments_of
 from .prefetch import prefetched
 from .trainer import Trainer
 
@@ -32,7 +33,7 @@ FEWEST_PLAIN = 0.05  # of the samples; with fewer, the network hardly learns wha
 
 @dataclass(frozen=True)
 class Memory:
-    """Bytes. Those of weights, gradients, Adam's two moments and averages are exact.
+    """Bytes. Those of weights, gradients, the optimiser's moments and averages are exact.
 
     activations: what a step needs beside them. On CUDA the measured peak less the other four, temporary tensors
     included; elsewhere (`measured` false) an estimate from below, of the storages kept for the backward pass. None
@@ -41,7 +42,7 @@ class Memory:
 
     weights: int
     gradients: int
-    adam: int
+    moments: int
     averages: int
     activations: int | None
     measured: bool
@@ -49,7 +50,7 @@ class Memory:
     @property
     def total(self) -> int:
         """All of them."""
-        return self.weights + self.gradients + self.adam + self.averages + (self.activations or 0)
+        return self.weights + self.gradients + self.moments + self.averages + (self.activations or 0)
 
 
 @dataclass(frozen=True)
@@ -176,15 +177,16 @@ def _memory(trainer: Trainer, *, probed: bool) -> Memory:
     beside = list(trainer.uncertainty.parameters()) if trainer.uncertainty is not None else []
     weights = _bytes({id(t): t for t in (*trainer.model.parameters(), *trainer.model.buffers(), *beside)}.values())
     gradients = _bytes(trained)
-    adam = 2 * gradients + 4 * len(trained)  # a float32 counts the steps of each tensor
+    moments = _bytes(p for p in trained for _ in moments_of(trainer.config, p))
+    moments += 4 * len(trained)  # a float32 counts the steps of each tensor
     averages = sum(_bytes((*ema.module.parameters(), *ema.module.buffers())) for _, ema in trainer.averages)
     on_cuda = torch.device(trainer.config.device).type == "cuda"
     activations = None
     if probed:
         activations = _cuda_peak(trainer) if on_cuda else _kept_for_backward(trainer)
         if on_cuda:
-            activations = max(activations - weights - gradients - adam - averages, 0)
-    return Memory(weights, gradients, adam, averages, activations, probed and on_cuda)
+            activations = max(activations - weights - gradients - moments - averages, 0)
+    return Memory(weights, gradients, moments, averages, activations, probed and on_cuda)
 
 
 def _bytes(tensors: Iterable[Tensor]) -> int:

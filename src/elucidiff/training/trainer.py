@@ -27,12 +27,12 @@ from .ema import EMA, Averaging
 from .errors import TrainingError
 from .memory import explained, halving, resumed
 from .numerics import clean_gradients, laid_out, network_precision, scaler_of
+from .optimizers import moments_of, optimizer_of
 from .prefetch import Ahead, drawn
 from .ranks import ALONE, Ranks
 from .weights import Weights, weights_for
 
 TOLERATED = 10  # steps in a row that may change nothing
-MOMENTS = ("exp_avg", "exp_avg_sq")  # of Adam
 ORIGIN = ("license", "imported")  # what is known of foreign weights, and stays true of what is made of them
 
 
@@ -112,8 +112,7 @@ class Trainer:
         averages = [(averaging, weights.average()) for averaging in config.averages]
         if config.compile:
             model.network.compile()  # after the averages were made: they run eagerly
-        betas = (config.beta1, config.beta2)
-        optimizer = torch.optim.Adam(weights.parameters, lr=config.lr, betas=betas, eps=config.adam_eps, foreach=True)
+        optimizer = optimizer_of(config, weights.parameters)
         scaler = scaler_of(config.precision, config.device)
         order = Order(len(dataset), config.seed)
         state = (averages, optimizer, order, scaler, weights, uncertainty)
@@ -141,7 +140,7 @@ class Trainer:
 
     @explained
     def train_step(self) -> Step:
-        """One step of Adam on one batch.
+        """One step of the optimiser on one batch.
 
         Where a loss or a gradient is not finite, nothing is changed and the next step goes on (`Step.skipped`); the
         tenth such step in a row raises TrainingError, and so does an update that makes a weight so. float16 overflows
@@ -244,10 +243,12 @@ class Trainer:
             tensors |= {f"average{i}.{name}": t for name, t in ema.state().items()}
         if self.uncertainty is not None and self.uncertainty not in self.model.network.children():
             tensors |= {f"uncertainty.{name}": t for name, t in self.uncertainty.state_dict().items()}
-        moments = {i: self.optimizer.state[p] for i, p in enumerate(self.parameters) if p in self.optimizer.state}
-        for i, adam in moments.items():
-            tensors |= {f"adam{i}.{name}": self.weights.stored(i, adam[name]) for name in MOMENTS}
-        steps = {str(i): float(adam["step"]) for i, adam in moments.items()}
+        moved = {i: self.optimizer.state[p] for i, p in enumerate(self.parameters) if p in self.optimizer.state}
+        for i, known in moved.items():  # "adam" whatever the optimiser: so the files have it
+            tensors |= {
+                f"adam{i}.{n}": self.weights.stored(i, known[n]) for n in moments_of(self.config, self.parameters[i])
+            }
+        steps = {str(i): float(known["step"]) for i, known in moved.items()}
         facts = {"step": self.step, "skipped": self.skipped, "adam": steps, "scaler": self.scaler.state_dict()}
         facts["accumulate"] = self.config.accumulate
         return State(tensors, facts)
@@ -258,7 +259,7 @@ class Trainer:
         try:
             for i, steps in state.facts["adam"].items():
                 p = self.parameters[int(i)]
-                moments = {name: torch.zeros_like(p) for name in MOMENTS}
+                moments = {name: torch.zeros_like(p) for name in moments_of(self.config, p)}
                 self.optimizer.state[p] = {"step": torch.tensor(steps), **moments}
             fill(dict(self.state().tensors), state)
         except (RuntimeError, KeyError, IndexError) as error:
