@@ -36,12 +36,22 @@ class Portion:
         return cls(int(index), int(count))
 
     @classmethod
-    def here(cls, text: str | None = None) -> Portion:
-        """What the user said; else this process's of those that torchrun started; else everything."""
-        if text is not None:
-            return cls.parse(text)
-        return cls(int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1")))
+    def here(cls, shard: str | None = None) -> Portion:
+        """The part of this process, where those that torchrun started divide each shard "i/n", or everything."""
+        said = cls() if shard is None else cls.parse(shard)
+        rank = cls(int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1")))
+        return cls(said.index * rank.count + rank.index, said.count * rank.count)
 
     def of(self, parts: int) -> range:
         """The numbers of this one's parts, of so many."""
         return range(self.index, parts, self.count)
+
+
+def own_device(device: str) -> str:
+    """A GPU for each process that torchrun starts: cuda:LOCAL_RANK for cuda; others as they are."""
+    return f"cuda:{os.environ['LOCAL_RANK']}" if device == "cuda" and "LOCAL_RANK" in os.environ else device
+
+
+def first_here() -> bool:
+    """Whether this is the first of the processes on this machine: one bar a terminal."""
+    return os.environ.get("LOCAL_RANK", "0") == "0"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -11,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from . import show
-from .evaluate_asked import Asked, guidance_facts, portion_of, source_of, yardstick
+from .evaluate_asked import Asked, guidance_facts, source_of, yardstick
 from .evaluate_show import print_evaluation
 from .given import ConditionOption
 from .options import (
@@ -105,6 +104,7 @@ def evaluate(
     Example: elucidiff evaluate MODEL --reference cifar10-32x32.npz --features inception:FILE --num 50000 --work DIR
     Example: elucidiff evaluate runs/digits digits --sweep --pictures swept
     """
+    from ..portions import Portion
     from .evaluate_sweep import sweep_snapshots
 
     wish = GuidanceAsked(guidance, guide, guidance_interval)
@@ -112,7 +112,7 @@ def evaluate(
         data, reference, key, metrics, features, num, repeat, seeds, first_seed, heldout, sampler, steps, nfe, settings,
         labels, condition, wish, batch_size, device,
     )  # fmt: skip
-    portion = portion_of(shard)
+    portion = Portion.here(shard)
     _check_places(portion, work, out, pictures, save)
     rule = yardstick(asked)
     if sweep:
@@ -150,6 +150,7 @@ def run(
 ) -> tuple[Evaluation | None, Work]:
     """Compute this process's chunks; the scores, when all are there. keep: the samples, too."""
     from ..analysis.evaluation import begin, collect, conclude, keeps_images
+    from ..portions import first_here
     from ..progress import bar
 
     extractor = rule.of(source.shape)
@@ -157,8 +158,7 @@ def run(
         raise ValueError(f"the samples have shape {source.shape}, the data {rule.data.shape}")
     images = keep or keeps_images(rule.metrics)
     done = begin(source, extractor, images=images, path=work)
-    watched = os.environ.get("LOCAL_RANK", "0") == "0"  # one bar a terminal
-    with bar(what, watched) as report:
+    with bar(what, first_here()) as report:
         where = asked.own_device
         collect(source, extractor, done, images=images, portion=portion, device=where, progress=report)
     if done.missing():

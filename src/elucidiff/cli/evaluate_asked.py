@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,7 +17,6 @@ if TYPE_CHECKING:
     from ..data import Dataset
     from ..denoiser import Denoiser
     from ..metrics import Features, Reference
-    from ..portions import Portion
     from ..sampler import Sampler
 
 METRICS = "fd,kd,agreement"
@@ -52,9 +50,10 @@ class Asked:
 
     @property
     def own_device(self) -> str:
-        """A GPU for each process that torchrun starts: cuda:LOCAL_RANK for cuda; others as they are."""
-        shared = self.device == "cuda" and "LOCAL_RANK" in os.environ
-        return f"cuda:{os.environ['LOCAL_RANK']}" if shared else self.device
+        """Of this process, among those that torchrun starts."""
+        from ..portions import own_device
+
+        return own_device(self.device)
 
     def numbers(self) -> list[int]:
         """The seeds of all repeats. Raises ValueError for options that contradict each other."""
@@ -159,14 +158,6 @@ def _outside(data: Dataset, file: Reference) -> Dataset:
     if made_of.get("heldout") and made_of.get("fingerprint") == data.fingerprint():
         return data.split(float(made_of["heldout"]))[0]
     return data
-
-
-def portion_of(shard: str | None) -> Portion:
-    """What this process computes: of --shard, the part of it that torchrun gives it."""
-    from ..portions import Portion
-
-    said, rank = Portion() if shard is None else Portion.parse(shard), Portion.here()
-    return Portion(said.index * rank.count + rank.index, said.count * rank.count)
 
 
 def source_of(name: str, asked: Asked, rule: Yardstick) -> tuple[Source, dict[str, Any]]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -87,17 +86,19 @@ def sample(
     """
     from ..denoiser import FixedBatch
     from ..files import refuse_existing
+    from ..portions import Portion, own_device
     from ..sampler import sample as draw
     from . import parse
 
     if seeds is not None and num is not None:
         raise ValueError("--num: --seeds says already which and how many; leave one of them out")
     wanted = list(range(num)) if num is not None else parse.seeds(seeds or "0-63")
-    portion = _portion(shard, resume)
-    if portion is None or not (out.is_dir() and any(out.iterdir())):  # else it may be what this command wrote
+    portion = Portion.here(shard)
+    shared = shard is not None or resume or portion.count > 1
+    if not shared or not (out.is_dir() and any(out.iterdir())):  # else it may be what this command wrote
         for place in (out, *([] if grid is None else [grid])):
             refuse_existing(place)
-    device = _own(device)
+    device = own_device(device)
     denoiser = load_model(model, device)
     churn = {"S_churn": s_churn, "S_min": s_min, "S_max": s_max, "S_noise": s_noise}
     chosen = chosen_sampler(
@@ -114,7 +115,7 @@ def sample(
     image = read_condition(condition, len(wanted), denoiser)
     request: dict[str, Any] = {"seeds": wanted, "labels": parse.labels(labels, len(wanted), denoiser)}
     request |= {} if image is None else {"condition": image}
-    if portion is not None:
+    if shared:
         notes: dict[str, Any] = {"model": model} | ({} if guided is None else {"guidance": {"guide": guide}})
         notes |= {} if condition is None else {"condition": str(condition)}
         _in_parts(out, guided or denoiser, chosen, request, portion, notes, grid=grid, as_json=as_json)
@@ -134,22 +135,6 @@ def sample(
         print(f"{len(result.x)} samples in {out} ({show.cost(result.nfe, facts)} each, {result.seconds:.1f} s)")
 
 
-def _portion(shard: str | None, resume: bool) -> Portion | None:
-    """What this process draws: of --shard, the part of it that torchrun gives it, if any; None: all, in one go."""
-    from ..portions import Portion
-
-    rank = Portion.here()
-    if shard is None:
-        return rank if resume or rank.count > 1 else None
-    said = Portion.parse(shard)
-    return Portion(said.index * rank.count + rank.index, said.count * rank.count)
-
-
-def _own(device: str) -> str:
-    """A GPU for each process that torchrun starts: cuda:LOCAL_RANK for cuda; others as they are."""
-    return f"cuda:{os.environ['LOCAL_RANK']}" if device == "cuda" and "LOCAL_RANK" in os.environ else device
-
-
 def _in_parts(
     out: Path,
     denoiser: Denoiser,
@@ -162,11 +147,11 @@ def _in_parts(
     as_json: bool,
 ) -> None:
     """Draw a portion into OUT.parts, merge if it was the last, and say how far the whole is."""
+    from ..portions import first_here
     from ..sharing import sample_into
 
-    watched = os.environ.get("LOCAL_RANK", "0") == "0"  # one bar a terminal
     found = sample_into(
-        out, denoiser, sampler, portion=portion, batch_size=MICRO_BATCH, notes=notes, progress=watched, **request
+        out, denoiser, sampler, portion=portion, batch_size=MICRO_BATCH, notes=notes, progress=first_here(), **request
     )
     record = found.record
     if record is not None and grid is not None:
