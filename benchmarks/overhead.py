@@ -11,10 +11,12 @@ samplers take turns, quartiles as spread. Churn spends 50 us on its float64 nois
 
 import argparse
 import json
+import os
 import platform
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -136,17 +138,24 @@ def share_of_network(repeats: int) -> list[dict]:
 
 
 def import_cost(repeats: int) -> dict:
-    """Seconds of a fresh process: `import torch`, and torch with every public name of the package; interleaved."""
+    """Seconds of a fresh process: `import torch`, and torch with every public name of the package; interleaved.
+
+    The first run of each is not timed: it writes the bytecode, which an installed package has, whatever this machine's
+    PYTHONDONTWRITEBYTECODE says.
+    """
     programs = {
         "torch": "import torch",
         "elucidiff": "import torch, elucidiff as ed; [getattr(ed, n) for n in ed.__all__]",
     }
     times: dict[str, list[float]] = {name: [] for name in programs}
-    for _ in range(repeats):
-        for name, program in programs.items():
-            started = time.perf_counter()
-            subprocess.run([sys.executable, "-c", program], check=True)
-            times[name].append(time.perf_counter() - started)
+    with tempfile.TemporaryDirectory() as bytecode:
+        environment = os.environ | {"PYTHONDONTWRITEBYTECODE": "", "PYTHONPYCACHEPREFIX": bytecode}
+        for repeat in range(repeats + 1):
+            for name, program in programs.items():
+                started = time.perf_counter()
+                subprocess.run([sys.executable, "-c", program], check=True, env=environment)
+                if repeat > 0:
+                    times[name].append(time.perf_counter() - started)
     extra = [b - a for a, b in zip(times["torch"], times["elucidiff"], strict=True)]
     return {
         "torch_s": statistics.median(times["torch"]),

@@ -107,7 +107,8 @@ def test_a_run_has_fewer_moments_and_the_plan_says_so():
     assert 0 < sum(matrices) < len(matrices)
     assert ["exp_avg_sq" not in state for state in states] == matrices
     found = sum(t.numel() * t.element_size() for state in states for t in state.values())
-    assert plan(config(), data, 0).memory.moments == found
+    planned = plan(config(), data, 0)
+    assert (planned.memory.moments, planned.optimizer) == (found, "muon")
 
 
 def test_weights_in_pieces_and_unknown_optimizers_are_refused():

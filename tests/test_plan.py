@@ -197,6 +197,7 @@ def test_dry_run_prints_a_table_or_json_and_writes_nothing(tmp_path, capsys, mon
         "measured",
         "6,400 images",
         "100 steps, 32.0 epochs",
+        "of adam, after a ramp of 100 images",
         "images/s on 1 thread",
         "warning: heldout: 0",
     ):

@@ -105,6 +105,7 @@ def mnist() -> TrainConfig:
         design=EDM.replace(objective=objective),
         images=560 * KIMG,
         batch=32,
+        optimizer="muon",
         lr=2e-3,
         lr_ramp=10 * KIMG,
         lr_decay=100 * KIMG,

@@ -44,7 +44,7 @@ def _rows(plan: Plan) -> list[tuple[str, str, str]]:
     own = "measured" if plan.sigma_data == plan.measured else f"set; {plan.measured:.4g} measured"
     part = f", in {plan.accumulate} parts" if plan.accumulate > 1 else ""
     kept = _counted(len(plan.averages), "average")
-    ramp = f"after a ramp of {plan.lr_ramp:,} images; {plan.lr_end:.3g} at the end"
+    ramp = f"of {plan.optimizer}, after a ramp of {plan.lr_ramp:,} images; {plan.lr_end:.3g} at the end"
     return [
         ("data", f"{plan.samples:,} of {shape}", f"{plan.heldout:,} more held out"),
         ("classes", f"{plan.classes or 'none'}", "from the labels of the data" if plan.classes else ""),

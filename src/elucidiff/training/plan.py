@@ -80,6 +80,7 @@ class Plan:
     batch: int
     accumulate: int
     precision: str
+    optimizer: str
     lr: float
     lr_ramp: int
     lr_end: float
@@ -139,6 +140,7 @@ def plan(config: TrainConfig, dataset: Dataset, probe_steps: int = 20, *, report
         batch=config.batch,
         accumulate=config.accumulate,
         precision=config.precision,
+        optimizer=config.optimizer,
         lr=config.lr,
         lr_ramp=config.lr_ramp,
         lr_end=config.lr_at(config.steps * config.batch),
