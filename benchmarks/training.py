@@ -43,6 +43,7 @@ PROBLEMS = {
 OPTIONS = {
     "as it comes": {},
     "accumulate=4": {"accumulate": 4},
+    "muon": {"optimizer": "muon"},
     "channels_last": {"channels_last": True},
     "bfloat16": {"precision": "bfloat16"},
     "bfloat16, channels_last": {"precision": "bfloat16", "channels_last": True},
