@@ -17,6 +17,7 @@ from elucidiff.networks import DDPMPP, MLP
 from elucidiff.objective import Learned
 from elucidiff.seeds import permutation
 from elucidiff.training import NoGoodCheckpoint, Power, TrainingStopped, checkpoint, draws
+from elucidiff.training.checkpoint import State
 from elucidiff.training.config import HARMLESS
 from elucidiff.training.watching.watch import Watcher
 
@@ -62,6 +63,22 @@ class StopAfter(Watcher):
     def step(self, trainer, step, seconds) -> None:
         if trainer.step == self.last:
             signal.raise_signal(signal.SIGTERM)
+
+
+class Counting(Watcher):
+    """Counts its steps by its own number, over all parts of a run."""
+
+    def __init__(self, by: int) -> None:
+        self.by, self.count = by, 0
+
+    def step(self, trainer, step, seconds) -> None:
+        self.count += self.by
+
+    def state(self) -> State:
+        return State({}, {"count": self.count})
+
+    def restore(self, state) -> None:
+        self.count = state.facts["count"]
 
 
 def content(run: Path) -> dict[str, object]:
@@ -113,6 +130,15 @@ def test_a_stopped_run_goes_on_to_the_same_bits(tmp_path, name, promise):
         assert different(tmp_path / "whole", Path(again.out)) == []
     assert len([k for k in content(tmp_path / "whole") if k.startswith("adam")]) >= 8
     promise("R1", configuration=name, steps=60, stopped_after=len(stops) - 1, equal=len(stops) - 1)
+
+
+def test_watchers_of_one_class_each_have_their_own_state_back(tmp_path):
+    config = BASE.replace(out=str(tmp_path / "run"), checkpoint_every=96)
+    with pytest.raises(TrainingStopped, match="after 160 images; the state is saved"):
+        ed.train(config, data=points(), watchers=[Counting(1), Counting(10), StopAfter(5)])
+    one, ten = Counting(1), Counting(10)
+    ed.train(config, data=points(), watchers=[one, ten], resume=True)
+    assert (one.count, ten.count) == (config.steps, 10 * config.steps)
 
 
 def test_held_out_scores_are_those_of_a_run_that_never_stopped(tmp_path):

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from .checkpoint import Say, State, keep_the_last, read, read_at, set_aside, stored
@@ -34,7 +35,7 @@ def clear_the_way(run: Path, found: State | None, say: Say) -> None:
 
 
 def whole_state(trainer: Trainer, watchers: Sequence[Watcher], seconds: float) -> State:
-    """The state of the trainer, and of the watchers by their class, which the first rank alone has.
+    """The state of the trainer, and of the watchers by name, which the first rank alone has.
 
     Raises TrainingError where a weight, an average or a moment is not finite: no step would heal it, and saved it would
     take the place of a good checkpoint.
@@ -46,7 +47,7 @@ def whole_state(trainer: Trainer, watchers: Sequence[Watcher], seconds: float) -
     if not trainer.ranks.first:
         return own
     tensors, facts = dict(own.tensors), dict(own.facts)
-    seen = {type(watcher).__name__: watcher.state() for watcher in watchers}
+    seen = {name: watcher.state() for name, watcher in _named(watchers)}
     for name, state in seen.items():
         tensors |= {f"watch.{name}.{key}": t for key, t in state.tensors.items()}
     facts |= {"seconds": seconds, "fingerprint": trainer.fingerprint}
@@ -55,12 +56,20 @@ def whole_state(trainer: Trainer, watchers: Sequence[Watcher], seconds: float) -
 
 def restore_watchers(state: State, watchers: Sequence[Watcher]) -> None:
     """Give the watchers back what they had; those that are new have nothing."""
-    for watcher in watchers:
-        name = type(watcher).__name__
+    for name, watcher in _named(watchers):
         facts, prefix = state.facts["watch"].get(name), f"watch.{name}."
         if facts:
             own = {key.removeprefix(prefix): state.tensors[key] for key in state.tensors if key.startswith(prefix)}
             watcher.restore(State(own, facts))
+
+
+def _named(watchers: Sequence[Watcher]) -> Iterator[tuple[str, Watcher]]:
+    """Each with the name of its class; the second of one class is "Class 2", in the order they were given."""
+    counts: Counter[str] = Counter()
+    for watcher in watchers:
+        kind = type(watcher).__name__
+        counts[kind] += 1
+        yield (kind if counts[kind] == 1 else f"{kind} {counts[kind]}"), watcher
 
 
 def check_same(stored: TrainConfig, config: TrainConfig, allow_changes: bool) -> None:
