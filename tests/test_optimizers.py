@@ -9,7 +9,7 @@ from torch import nn
 
 import elucidiff as ed
 from elucidiff.networks import MLP
-from elucidiff.training import Trainer, configuration
+from elucidiff.training import Trainer, configuration, optimizers
 from elucidiff.training.optimizers import Muon, is_matrix, orthogonal
 from elucidiff.training.plan import plan
 
@@ -55,6 +55,15 @@ def test_matrices_move_as_those_of_torch_do():
     for x, y, x0 in zip(a, b, start, strict=True):
         assert (x - x0).norm() > 0.1
         assert (x - y).norm() < 0.03 * (x - x0).norm()
+
+
+def test_many_matrices_are_worked_on_in_turn(monkeypatch):
+    shapes = [(16, 40), (40, 16), (16, 40), (16, 16)]
+    whole, parts, given = weights(*shapes), weights(*shapes), gradients(3, *shapes)
+    a = stepped(Muon(whole, lr=1e-2), whole, given)
+    monkeypatch.setattr(optimizers, "AT_ONCE", 2 * 16 * 40)
+    b = stepped(Muon(parts, lr=1e-2), parts, given)
+    assert all(torch.allclose(x, y, atol=1e-6) for x, y in zip(a, b, strict=True))
 
 
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])

@@ -6,6 +6,7 @@ steps: Liu et al. 2025, "Muon is scalable for LLM training" (arXiv:2502.16982), 
 
 from __future__ import annotations
 
+import math
 from collections import defaultdict
 from collections.abc import Callable, Iterable
 from typing import Any
@@ -18,6 +19,7 @@ from .config import TrainConfig
 SHORTEST = 16  # of a matrix: its shorter side; below it is a vector, or maps into or out of a few channels
 NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)  # of X, (X X^T) X and (X X^T)^2 X
 ITERATIONS = 5
+AT_ONCE = 2**24  # numbers of matrices of one shape that are worked on together
 RMS = 0.2  # of a step over the learning rate, about that of Adam
 
 
@@ -39,7 +41,7 @@ class Muon(torch.optim.Optimizer):
 
     A weight of two or more dimensions is a matrix (first dimension, all others), as filters are, if both its sides have
     16 or more: M <- mu M + (1 - mu) G, step = lr 0.2 sqrt(longer side) orthogonal((1 - mu) G + mu M) (Nesterov's
-    momentum). Matrices of one shape are worked on together, in float32. With the factor a step has about the size
+    momentum). Matrices of one shape are worked on together, in float32. With that factor a step has about the size
     that Adam's has, so that its learning rates serve.
 
     parameters: trained float tensors. betas, eps: of Adam. momentum: mu.
@@ -70,15 +72,22 @@ class Muon(torch.optim.Optimizer):
         if self.adam is not None:
             self.adam.param_groups[0]["lr"] = lr
             self.adam.step()
-        alike: dict[tuple[int, ...], list[tuple[nn.Parameter, Tensor]]] = defaultdict(list)
+        for shape, members in self._alike().items():
+            size, together = RMS * max(shape) ** 0.5, max(AT_ONCE // math.prod(shape), 1)
+            for start in range(0, len(members), together):
+                some = members[start : start + together]
+                steps = orthogonal(torch.stack([_wide(self._momentum(p, g)) for p, g in some]))
+                for (p, _), step in zip(some, steps, strict=True):
+                    p.add_(_like(step, p), alpha=-lr * size)
+
+    def _alike(self) -> dict[tuple[int, int], list[tuple[nn.Parameter, Tensor]]]:
+        """The matrices that have gradients, with these, by (shorter side, longer side)."""
+        found: dict[tuple[int, int], list[tuple[nn.Parameter, Tensor]]] = defaultdict(list)
         for p in self.matrices:
             if p.grad is not None:
-                wide = _wide(self._momentum(p, p.grad))
-                alike[tuple(wide.shape)].append((p, wide))
-        for shape, members in alike.items():
-            size = RMS * max(shape) ** 0.5
-            for (p, _), step in zip(members, orthogonal(torch.stack([m for _, m in members])), strict=True):
-                p.add_(_like(step, p), alpha=-lr * size)
+                short, long = sorted((p.shape[0], p[0].numel()))
+                found[short, long].append((p, p.grad))
+        return found
 
     def _momentum(self, p: nn.Parameter, gradient: Tensor) -> Tensor:
         state = self.state[p]
