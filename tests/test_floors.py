@@ -12,7 +12,7 @@ FLOORS = {
     2: "formulation networks data augment metrics",
     3: "timesteps preconditioning conditioning",
     4: "denoiser",
-    4.5: "objective",
+    4.5: "objective identity",
     5: "solvers guidance posterior",
     5.5: "request result",
     6: "sampler",

@@ -26,7 +26,7 @@ from elucidiff.cli.main import main
 from elucidiff.portions import Portion
 from elucidiff.seeds import as_ranges
 from elucidiff.sharing import merging, sample_into, sampling
-from elucidiff.sharing.plan import differences, fingerprint
+from elucidiff.sharing.plan import differences
 
 CHAOS = os.environ.get("ELUCIDIFF_CHAOS") == "1"
 IMAGES = 10_000 if CHAOS else 1_000
@@ -125,15 +125,15 @@ def test_portions_give_the_files_of_one_process_byte_for_byte(tmp_path, name):
     check_same(tmp_path / "shared", tmp_path / "plain")
 
 
+def shifted(x, sigma, shift, scale):
+    return (shift.reshape(-1, 1, 1, 1) + scale.reshape(-1, 1, 1, 1).mean()) / (1 + sigma) + 0 * x
+
+
 def test_conditions_are_cut_with_the_samples(tmp_path):
     """Also where there are as many as samples in a part, which are then one for all."""
-
-    def denoiser(x, sigma, shift, scale):
-        return (shift.reshape(-1, 1, 1, 1) + scale.reshape(-1, 1, 1, 1).mean()) / (1 + sigma) + 0 * x
-
     given = {"shape": (1, 4, 4), "shift": torch.linspace(-0.5, 0.5, 10), "scale": torch.linspace(0.0, 0.1, 3)}
-    ed.sample(denoiser, HEUN, seeds=range(10), **given).save(tmp_path / "plain")
-    share(tmp_path / "shared", denoiser, portions=("0/2", "1/2"), **given)
+    ed.sample(shifted, HEUN, seeds=range(10), **given).save(tmp_path / "plain")
+    share(tmp_path / "shared", shifted, portions=("0/2", "1/2"), **given)
     check_same(tmp_path / "shared", tmp_path / "plain")
 
 
@@ -330,12 +330,13 @@ def test_other_labels_and_guidance_are_another_plan(tmp_path, options, named):
         share(tmp_path / "s", **{"denoiser": classes()} | options)
 
 
-def test_a_plan_of_which_nothing_is_drawn_gives_way(tmp_path):
-    def broken(x, sigma):
-        return x + torch.nan
+def not_finite(x, sigma):
+    return x + torch.nan
 
+
+def test_a_plan_of_which_nothing_is_drawn_gives_way(tmp_path):
     with pytest.raises(ValueError, match="NaN"):
-        share(tmp_path / "s", broken, shape=(1, 4, 4))
+        share(tmp_path / "s", not_finite, shape=(1, 4, 4))
     assert share(tmp_path / "s").merged
 
 
@@ -405,28 +406,6 @@ def test_what_cannot_be_is_said_before_anything_is_written(tmp_path):
         with pytest.raises(error, match=message):
             share(tmp_path / "s", **options)
     assert list(tmp_path.iterdir()) == []
-
-
-def test_the_fingerprint_knows_weights_and_settings_and_no_counters():
-    def network(seed=0, sigma_data=0.5):
-        with torch.random.fork_rng():
-            torch.manual_seed(seed)
-            return ed.Preconditioned(
-                ed.networks.MLP(width=8), ed.preconditioning.EDM(sigma_data=sigma_data), shape=(2,)
-            )
-
-    same = fingerprint(network())
-    assert fingerprint(network()) == same
-    assert fingerprint(network(seed=1)) != same
-    assert fingerprint(network(sigma_data=0.6)) != same
-    narrowed = network()
-    narrowed.sigma_max = 5.0
-    assert fingerprint(narrowed) != same
-    guided = ed.guidance.ClassifierFree(classes(), 2.0)
-    before = fingerprint(guided)
-    ed.sample(guided, HEUN, seeds=[0])
-    assert guided.main_calls > 0 and fingerprint(guided) == before
-    assert fingerprint(ed.guidance.ClassifierFree(classes(), 2.5)) != before
 
 
 def test_plans_in_words():

@@ -16,11 +16,12 @@ from .._version import __version__
 from ..component import require
 from ..data import Dataset
 from ..denoiser import Denoiser, FixedBatch
+from ..identity import tensor_digest
 from ..metrics import Features, SmallSampleWarning, extractor_for
 from ..request import asked_by_data, follows_data
 from ..sampler import Sampler, sample
 from .scores import Score, expanded, reference_and_real, score_samples
-from .store import Store, key_of, tensor_digest
+from .store import Store, key_of
 
 KEPT = 4  # tensors whose features are remembered: reference, real data, and some room
 

@@ -12,13 +12,14 @@ from typing import TYPE_CHECKING, Any
 from ..component import require
 from ..data import DataLike, dataset_of
 from ..denoiser import Denoiser
+from ..identity import fingerprint
 from ..metrics import Features
 from ..models import design_of
 from ..progress import Report, silent
 from ..sampler import Sampler, sampler_of
 from .budget import at_budget, has_own_cost
 from .cells import Bench
-from .store import Store, fingerprint
+from .store import Store
 
 if TYPE_CHECKING:
     from ..design import Design

@@ -14,9 +14,9 @@ from .._version import __version__
 from ..component import require
 from ..data import Dataset, from_uint8, to_uint8
 from ..denoiser import Denoiser, FixedBatch
+from ..identity import fingerprint, tensor_digest
 from ..sampler import Sampler, sample
 from ..seeds import as_ranges
-from .store import fingerprint, tensor_digest
 
 
 class Samples(NamedTuple):

@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import hashlib
 import json
-from itertools import chain
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from .._version import __version__
-from ..component import Value
 from ..denoiser import Denoiser
 from ..guidance import Guided
+from ..identity import fingerprint, tensor_digest
 from ..request import Request
 from ..sampler import Sampler
 from ..seeds import as_ranges
@@ -62,26 +61,6 @@ def differences(there: dict[str, Any], here: dict[str, Any]) -> str:
     return ", ".join(f"{n} ({_short(theirs.get(n))} there, {_short(ours.get(n))} here)" for n in names)
 
 
-def fingerprint(denoiser: Denoiser) -> str:
-    """The SHA-256 of a denoiser: its tensors, and the settings of its modules. 1 s for each 1 to 2 GB.
-
-    Whole numbers among the settings are left out: counters of calls are among them, and sizes show in the tensors.
-    """
-    digest = hashlib.sha256()
-    for name, module in denoiser.named_modules():
-        digest.update(f"{name} {type(module).__qualname__}\n".encode())
-        for key, value in sorted(vars(module).items()):
-            if key.startswith("_") or key == "training":
-                continue
-            if isinstance(value, Tensor):
-                _update(digest, key, value)
-            elif (text := _setting(value)) is not None:
-                digest.update(f"{key} {text}\n".encode())
-    for name, tensor in chain(denoiser.named_parameters(), denoiser.named_buffers()):
-        _update(digest, name, tensor)
-    return digest.hexdigest()
-
-
 def device_kind(device: torch.device) -> str:
     """What computes, such as "cuda NVIDIA H100 80GB HBM3" or "cpu AVX2"."""
     if device.type == "cuda":
@@ -89,29 +68,8 @@ def device_kind(device: torch.device) -> str:
     return f"cpu {torch.backends.cpu.get_cpu_capability()}" if device.type == "cpu" else device.type
 
 
-def _update(digest: Any, name: str, tensor: Tensor) -> None:
-    digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
-    digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
-
-
 def _digest_of(tensor: Tensor) -> str:
-    digest = hashlib.sha256()
-    _update(digest, "", tensor)
-    return f"{'x'.join(str(n) for n in tensor.shape)} values, {digest.hexdigest()}"
-
-
-def _setting(value: Any) -> str | None:
-    """A setting as text that is the same in every process; None for what is no setting."""
-    if isinstance(value, Value):
-        try:
-            return json.dumps(value.to_dict())
-        except TypeError:  # made of Python functions, which differ by their address
-            return type(value).__qualname__
-    if isinstance(value, (bool, float, str)):
-        return repr(value)
-    if isinstance(value, tuple) and all(isinstance(v, (int, float, str)) for v in value):
-        return repr(value)
-    return getattr(value, "__qualname__", None)  # functions
+    return f"{'x'.join(str(n) for n in tensor.shape)} values, {tensor_digest(tensor)}"
 
 
 def _condition(name: str, value: Any) -> Any:

@@ -14,12 +14,13 @@ import torch
 from ..analysis.cells import Bench
 from ..analysis.compare import Spread
 from ..analysis.scores import usual_metrics
-from ..analysis.store import Store, fingerprint
+from ..analysis.store import Store
 from ..augment import for_shape as augmentation_for
 from ..component import require
 from ..data import DataLike, Dataset, dataset_of
 from ..design import EDM, VE, VP, Design
 from ..errors import unknown
+from ..identity import fingerprint
 from ..metrics import Features, extractor_for
 from ..models import load
 from ..networks import DDPMPP, NCSNPP, Network, for_shape

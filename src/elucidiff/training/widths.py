@@ -9,10 +9,11 @@ from typing import Any
 
 from ..analysis.cells import Bench
 from ..analysis.compare import HIGHER_IS_BETTER, Spread
-from ..analysis.store import Store, fingerprint
+from ..analysis.store import Store
 from ..component import require
 from ..data import Dataset
 from ..design import EDM, Design
+from ..identity import fingerprint
 from ..metrics import Features
 from ..progress import Report, silent
 from ..sampler import Sampler, sampler_of
