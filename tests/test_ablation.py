@@ -166,6 +166,14 @@ def test_agreement_is_measured_where_the_classes_can_be_told(tmp_path):
     assert ablate(points(), BASE, tmp_path, configs="E", seeds=(0,), num=20).facts["metrics"] == ["fd"]
 
 
+def test_a_folder_that_was_moved_is_gone_on_with(tmp_path, monkeypatch):
+    first = ablate(points(), BASE, tmp_path / "a", configs="E", seeds=(0,), num=20)
+    (tmp_path / "a").rename(tmp_path / "b")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("elucidiff.training.ablation.train", None)  # nothing is trained again
+    assert ablate(points(), BASE, "b", configs="E", seeds=(0,), num=20).to_dict() == first.to_dict()
+
+
 def test_another_configuration_in_the_same_folder_is_refused(tmp_path):
     ablate(points(), BASE, tmp_path, configs="E", seeds=(0,), num=20)
     with pytest.raises(ValueError, match=r"vp-E-0: a run of another configuration; name another folder"):

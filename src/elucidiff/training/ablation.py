@@ -279,8 +279,8 @@ def _trained(config: TrainConfig, data: Dataset, time_limit: float | None) -> No
     """
     run = Path(config.out)
     if (run / "config.json").exists():
-        require(
-            TrainConfig.load(run / "config.json") == config,
+        require(  # the folder may have been named in another way, or moved
+            TrainConfig.load(run / "config.json").replace(out=config.out) == config,
             f"{run}: a run of another configuration; name another folder, or repeat what was asked for then",
         )
         return
